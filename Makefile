@@ -1,0 +1,46 @@
+# One command per chore; each sets up .venv from requirements.lock by itself.
+PYTHON ?= python3
+DURATION ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test serve lint bench faults soak lock clean
+
+demo: $(READY)        ## start a server on a world of its own, send simulated users, watch the click rate (DURATION=30 ends by itself)
+	$(BIN)/croupier demo $(if $(DURATION),--duration $(DURATION))
+
+test: $(READY)        ## the whole test suite, doctests included
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+serve: $(READY)       ## a server on 127.0.0.1:8000, data in ./croupier-data
+	$(BIN)/croupier serve
+
+lint: $(READY)        ## ruff and mypy, warnings are errors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)       ## every figure in docs/, measured again
+	$(BIN)/python -m benchmarks
+
+faults: $(READY)      ## kill -9 under load, 20 times, and 1,000 seeds of simulated crashes
+	CROUPIER_LONG=1 $(BIN)/pytest -m long -p no:xdist tests
+
+soak: $(READY)        ## ten minutes of load with short windows: memory and files stay flat
+	$(BIN)/python -m benchmarks.soak
+
+lock:                 ## requirements.lock anew from pyproject.toml
+	$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --all-extras --generate-hashes --universal --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --no-header --quiet pyproject.toml -o requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("croupier needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
