@@ -1,0 +1,132 @@
+"""Every error that leaves the server: RFC 9457 problem details that name the field and the remedy.
+
+    {"type": "urn:croupier:problem:invalid-field", "title": "Invalid field", "status": 422,
+     "detail": "Expected `float`, got `str`.", "field": "user.embedding[3]"}
+
+`type` is stable and made from the title, so programs compare it; `detail` is a sentence for people. One function
+below for each kind of error, so that the same mistake reads the same wherever it is found.
+"""
+
+import msgspec
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """An answer that is an error, raised anywhere below a route.
+
+    `field` is the path into the request's body (`user.embedding[3]`), or the name of a path or query parameter.
+    `retry_after` is in seconds and becomes the header of that name.
+
+    >>> unknown_policy("films").as_dict()["type"]
+    'urn:croupier:problem:unknown-policy'
+    """
+
+    def __init__(
+        self, status: int, title: str, detail: str, field: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.field = field
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        return type_of(self.title)
+
+    def as_dict(self) -> dict[str, str | int | float]:
+        """The body; absent members are left out."""
+        body: dict[str, str | int | float] = {
+            "type": self.type,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.field is not None:
+            body["field"] = self.field
+        if self.retry_after is not None:
+            body["retry_after"] = self.retry_after
+        return body
+
+    def body(self) -> bytes:
+        return msgspec.json.encode(self.as_dict())
+
+
+def type_of(title: str) -> str:
+    return "urn:croupier:problem:" + title.lower().replace(" ", "-")
+
+
+def malformed(detail: str) -> Problem:
+    return Problem(400, "Malformed JSON", detail)
+
+
+def invalid(field: str | None, detail: str) -> Problem:
+    """A value that cannot be: wrong type, wrong dimension, out of range, not finite."""
+    return Problem(422, "Invalid field", detail, field)
+
+
+def unknown_policy(name: str, field: str = "policy") -> Problem:
+    return Problem(404, "Unknown policy", f"There is no policy {shown(name)}; GET /v1/policies lists them.", field)
+
+
+def unknown_item(policy: str, item: str, field: str = "item") -> Problem:
+    detail = f"Policy {shown(policy)} has no item {shown(item)}; GET /v1/policies/{policy}/arms lists them."
+    return Problem(404, "Unknown item", detail, field)
+
+
+def no_graph(policy: str) -> Problem:
+    detail = f"Policy {shown(policy)} has no graph yet; PUT one (npz) to /v1/policies/{policy}/graph."
+    return Problem(409, "No graph yet", detail, "policy")
+
+
+def no_arms(policy: str) -> Problem:
+    detail = f"Policy {shown(policy)} has no arm that is not paused; PUT one to /v1/policies/{policy}/items/{{id}}."
+    return Problem(409, "No arms yet", detail, "policy")
+
+
+def k_too_large(k: int, available: int) -> Problem:
+    return invalid("k", f"k is {k}, but the policy has only {available} items that are not paused.")
+
+
+def conflict(detail: str) -> Problem:
+    return Problem(409, "Conflict", detail)
+
+
+def refused_feedback(reason: str, detail: str, field: str | None) -> Problem:
+    return Problem(422, "Refused feedback", f"{detail} (reason: {reason})", field)
+
+
+def unauthorized(detail: str) -> Problem:
+    return Problem(401, "Unauthorized", detail)
+
+
+def forbidden(detail: str) -> Problem:
+    return Problem(403, "Forbidden", detail)
+
+
+def too_large(limit_bytes: int) -> Problem:
+    detail = f"The body is larger than the {limit_bytes:,} bytes allowed here; send less at once, or raise the setting."
+    return Problem(413, "Body too large", detail)
+
+
+def too_many_requests(retry_after_s: float) -> Problem:
+    detail = f"This caller's rate limit is used up; try again in {retry_after_s:g} s."
+    return Problem(429, "Too many requests", detail, retry_after=retry_after_s)
+
+
+def unavailable(what: str, retry_after_s: float = 1.0) -> Problem:
+    """The log or the store is away; nothing was half-done and the same request may be sent again."""
+    detail = f"{what} Nothing was done; send the same request again."
+    return Problem(503, "Unavailable", detail, retry_after=retry_after_s)
+
+
+def not_ready() -> Problem:
+    detail = "This worker has not loaded its parameters yet; /readyz says when it has."
+    return Problem(503, "Not ready", detail, retry_after=1.0)
+
+
+def shown(value: str) -> str:
+    """A caller's string as it may appear in a sentence: quoted, and cut where it is long."""
+    return repr(value if len(value) <= 80 else value[:77] + "...")
