@@ -95,7 +95,18 @@ def conflict(detail: str) -> Problem:
 
 
 def refused_feedback(reason: str, detail: str, field: str | None) -> Problem:
-    return Problem(422, "Refused feedback", f"{detail} (reason: {reason})", field)
+    """A single reward that was refused; the reason becomes the type (`urn:croupier:problem:bad-token`)."""
+    if reason == "invalid":
+        return invalid(field, detail)
+    status = 404 if reason.startswith("unknown-") else 422
+    return Problem(status, reason.replace("-", " ").capitalize(), detail, field)
+
+
+def refused_control(field: str, sentence: str) -> Problem:
+    """A change that is sound by itself but not now: `field` and `sentence` are a ControlError's."""
+    if field in ("policy", "item") and sentence.startswith(("there is no", "policy")):
+        return Problem(404, f"Unknown {field}", as_sentence(sentence), field)
+    return Problem(409, "Conflict", as_sentence(sentence), field)
 
 
 def unauthorized(detail: str) -> Problem:
@@ -125,6 +136,11 @@ def unavailable(what: str, retry_after_s: float = 1.0) -> Problem:
 def not_ready() -> Problem:
     detail = "This worker has not loaded its parameters yet; /readyz says when it has."
     return Problem(503, "Not ready", detail, retry_after=1.0)
+
+
+def as_sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def shown(value: str) -> str:
