@@ -17,7 +17,11 @@ import msgspec
 
 
 class Unreachable(ConnectionError):
-    """The server could not be connected to, went away before it answered, or took too long."""
+    """The server could not be connected to; nothing was sent."""
+
+
+class Lost(Unreachable):
+    """The request was sent, and no answer came: it may have been carried out, or not."""
 
 
 class Address(NamedTuple):
@@ -168,7 +172,7 @@ class Connection:
         timeout_s: float = 10.0,
         content_type: str = "application/json",
     ) -> Answer:
-        """Send one request and return the answer, whatever its status; raises `Unreachable`."""
+        """Send one request and return the answer, whatever its status; raises `Unreachable` or `Lost`."""
         data = self.address.request(method, path, body, self.headers, content_type)
         loop = asyncio.get_running_loop()
         try:
@@ -179,7 +183,9 @@ class Connection:
                 self._wire.send(data)
                 return await self._waiting
         except TimeoutError:
-            raise Unreachable(f"{method} {path}: no answer within {timeout_s:g} s") from None
+            if self._waiting is None:
+                raise Unreachable(f"no connection to {self.address.host} within {timeout_s:g} s") from None
+            raise Lost(f"{method} {path}: no answer within {timeout_s:g} s") from None
         finally:
             if self._waiting is not None and not (self._waiting.done() and not self._waiting.cancelled()):
                 self.close()  # an answer that comes now would be taken for the next request's
@@ -196,4 +202,4 @@ class Connection:
 
     def _lost(self, wire: Wire) -> None:
         if wire is self._wire and self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(Unreachable("the server closed the connection before it answered"))
+            self._waiting.set_exception(Lost("the server closed the connection before it answered"))

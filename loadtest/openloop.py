@@ -118,6 +118,7 @@ class Result:
 
     @property
     def errors(self) -> int:
+        """Requests without a 2xx answer so far, for whatever reason."""
         return sum(self.statuses.values()) - self.answered + self.lost + self.unanswered + self.unsent
 
     @property
