@@ -24,12 +24,13 @@ a dropped table has dtype "". A base image is cut into parts `name#chunk` of CHU
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.generic]
+Rows = NDArray[Any]
 Change = Callable[[str, NDArray[np.int64] | None], None]
 CHUNK = 1 << 15
 _LENGTH = struct.Struct("<I")
@@ -240,7 +241,7 @@ class State:
         return encode([(op, None, rows)])
 
     def load(self, parts: Iterable[bytes], deltas: Iterable[bytes]) -> None:
-        """Makes the state from a base image and the deltas after it; only the deltas count as changed since the fold."""
+        """Makes the state from a base image and the deltas after it; only these count as changed since the fold."""
         ordered = sorted(parts, key=lambda part: next(decode(part))[0].size)
         for part in ordered:
             self.apply(part)
