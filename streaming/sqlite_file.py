@@ -271,7 +271,7 @@ class SqliteFile:
 
 
 class _Checkpointer:
-    """Copies the write-ahead log back when about CHECKPOINT_BYTES were written; its thread starts with the first need."""
+    """Copies the write-ahead log back after each CHECKPOINT_BYTES or so; its thread starts when first needed."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = weakref.proxy(file)

@@ -85,6 +85,4 @@ class MemoryLog:
 
     def _check(self, partition: int) -> None:
         if partition not in self._start:
-            raise ValueError(
-                f"partition {partition}: the log has partitions 0..{self.shards - 1} and {CONTROL} (control)"
-            )
+            raise ValueError(f"partition {partition}: the log has 0..{self.shards - 1} and {CONTROL} (control)")

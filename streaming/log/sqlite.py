@@ -75,9 +75,8 @@ class SqliteLog:
                     f"the event log {self._file.path} has {found} shards, not {shards}: set shards = {found}, "
                     "or `croupier export` and `croupier import` into a new data folder"
                 )
-            bounds = {
-                p: (start, stop) for p, start, stop in con.execute("SELECT partition, start, stop FROM partitions")
-            }
+            rows = con.execute("SELECT partition, start, stop FROM partitions")
+            bounds = {partition: (start, stop) for partition, start, stop in rows}
             for partition in range(CONTROL, found):
                 first, last = con.execute(f"SELECT min(offset), max(offset) FROM {_table(partition)}").fetchone()
                 start, stop = bounds.get(partition, (None, None))
@@ -191,9 +190,7 @@ class SqliteLog:
 
     def _known(self, partition: int) -> None:
         if not CONTROL <= partition < self.shards:
-            raise ValueError(
-                f"partition {partition}: the log has partitions 0..{self.shards - 1} and {CONTROL} (control)"
-            )
+            raise ValueError(f"partition {partition}: the log has 0..{self.shards - 1} and {CONTROL} (control)")
 
 
 def _table(partition: int) -> str:
@@ -210,5 +207,6 @@ def _create(con: sqlite3.Connection, shards: int) -> None:
     for partition in range(CONTROL, shards):
         con.execute("INSERT INTO partitions VALUES (?, 0, 0, 0)", (partition,))
         con.execute(
-            f"CREATE TABLE {_table(partition)} (offset INTEGER PRIMARY KEY, time_ms INTEGER NOT NULL, data BLOB NOT NULL)"
+            f"CREATE TABLE {_table(partition)}"
+            " (offset INTEGER PRIMARY KEY, time_ms INTEGER NOT NULL, data BLOB NOT NULL)"
         )

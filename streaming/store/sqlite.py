@@ -23,6 +23,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -115,8 +116,7 @@ class SqliteStore:
     def load(self, shard: int) -> Image:
         """See `ParameterStore.load`."""
         with self._file.reading() as con:
-            row = con.execute("SELECT base_id, base_head, base_seq FROM shards WHERE shard = ?", (shard,)).fetchone()
-            base_id, head, seq = row or self._missing(shard)
+            base_id, head, seq = self._shard(con, "base_id, base_head, base_seq", shard)
             parts = self._parts(
                 con.execute("SELECT part, crc, data FROM base JOIN chunks USING (chunk) WHERE shard = ?", (shard,))
             )
@@ -125,24 +125,20 @@ class SqliteStore:
     def last(self, shard: int) -> tuple[bytes, int]:
         """See `ParameterStore.last`."""
         try:
-            con = self._file.connection()
-            row: tuple[bytes, int] | None = con.execute(
-                "SELECT last_id, head FROM shards WHERE shard = ?", (shard,)
-            ).fetchone()
+            last_id, head = self._shard(self._file.connection(), "last_id, head", shard)
         except sqlite3.Error as error:
             raise self._file.explain(error) from error
-        return row or self._missing(shard)
+        return last_id, head
 
     def commit(self, shard: int, commit: Commit) -> None:
         """See `ParameterStore.commit`."""
         with self._file.writing("NORMAL", len(commit.delta)) as con:
-            row = con.execute("SELECT last_id, seq FROM shards WHERE shard = ?", (shard,)).fetchone()
-            last_id, seq = row or self._missing(shard)
+            last_id, seq = self._shard(con, "last_id, seq", shard)
             if last_id == commit.id:
                 return
             if last_id != commit.after:
                 raise StaleCommit(shard, commit.after, last_id)
-            c = commit
+            c, crc = commit, zlib.crc32(commit.delta)
             con.execute(
                 "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -152,7 +148,7 @@ class SqliteStore:
                     c.head,
                     c.log_time_ms,
                     c.first_time_ms,
-                    zlib.crc32(c.delta),
+                    crc,
                     c.delta,
                 ),
             )
@@ -166,8 +162,7 @@ class SqliteStore:
         if self.last(shard)[0] == after:
             return []
         with self._file.reading() as con:
-            (last_id,) = con.execute("SELECT last_id FROM shards WHERE shard = ?", (shard,)).fetchone()
-            if last_id == after:
+            if self._shard(con, "last_id", shard) == (after,):
                 return []
             (key,) = con.execute(
                 "SELECT min(key) FROM commits WHERE after = ? AND key BETWEEN ? AND ?",
@@ -180,14 +175,13 @@ class SqliteStore:
     ) -> None:
         """See `ParameterStore.fold`."""
         with self._file.writing("NORMAL", sum(map(len, parts.values()))) as con:
-            row = con.execute("SELECT last_id, seq FROM shards WHERE shard = ?", (shard,)).fetchone()
-            last_id, seq = row or self._missing(shard)
+            last_id, seq = self._shard(con, "last_id, seq", shard)
             if last_id != commit_id:
                 raise StaleCommit(shard, commit_id, last_id)
             for part in {*drop, *parts}:
-                old = con.execute(
-                    "DELETE FROM base WHERE shard = ? AND part = ? RETURNING chunk", (shard, part)
-                ).fetchall()
+                key = (shard, part)
+                old = con.execute("SELECT chunk FROM base WHERE shard = ? AND part = ?", key).fetchall()
+                con.execute("DELETE FROM base WHERE shard = ? AND part = ?", key)
                 _drop_chunks(con, old)
             for part, data in parts.items():
                 chunk = con.execute("INSERT INTO chunks (crc, data) VALUES (?, ?)", (zlib.crc32(data), data)).lastrowid
@@ -233,10 +227,7 @@ class SqliteStore:
     def snapshot(self, shard: int) -> SnapshotInfo:
         """See `ParameterStore.snapshot`."""
         with self._file.writing("FULL", 0) as con:
-            row = con.execute(
-                "SELECT base_id, base_head, base_time_ms FROM shards WHERE shard = ?", (shard,)
-            ).fetchone()
-            commit_id, head, time_ms = row or self._missing(shard)
+            commit_id, head, time_ms = self._shard(con, "base_id, base_head, base_time_ms", shard)
             (size,) = con.execute(
                 "SELECT coalesce(sum(length(data)), 0) FROM base JOIN chunks USING (chunk) WHERE shard = ?", (shard,)
             ).fetchone()
@@ -266,14 +257,13 @@ class SqliteStore:
             row = con.execute("SELECT commit_id, head FROM snapshots WHERE name = ?", (name,)).fetchone()
             if row is None:
                 raise NotFound(
-                    f"the parameter store {self._file.path} has no snapshot {name}: `croupier doctor` lists those it has"
+                    f"the parameter store {self._file.path} has no snapshot {name}: "
+                    "`croupier doctor` lists those it has"
                 )
-            parts = self._parts(
-                con.execute(
-                    "SELECT part, crc, data FROM snapshot_parts JOIN chunks USING (chunk) WHERE name = ?", (name,)
-                )
+            rows = con.execute(
+                "SELECT part, crc, data FROM snapshot_parts JOIN chunks USING (chunk) WHERE name = ?", (name,)
             )
-            return Image(row[0], row[1], parts, [])
+            return Image(row[0], row[1], self._parts(rows), [])
 
     def drop_snapshot(self, name: str) -> None:
         """See `ParameterStore.drop_snapshot`."""
@@ -292,14 +282,15 @@ class SqliteStore:
     def _stream(self, con: sqlite3.Connection, shard: int, seq: int) -> list[Commit]:
         """The shard's commits from number `seq` on."""
         commits = []
-        for *values, crc, delta in con.execute(
-            "SELECT id, after, head, log_time_ms, first_time_ms, crc, delta FROM commits"
+        for crc, *values in con.execute(
+            "SELECT crc, id, after, head, log_time_ms, first_time_ms, delta FROM commits"
             " WHERE key BETWEEN ? AND ? ORDER BY key",
             (_key(shard, seq), _key(shard + 1, 0) - 1),
         ):
-            if zlib.crc32(delta) != crc:
-                raise self._file.damaged(f"a commit of shard {shard} has a wrong checksum")
-            commits.append(Commit(*values, delta))
+            commit = Commit(*values)
+            if zlib.crc32(commit.delta) != crc:
+                raise self._file.damaged(f"commit {commit.id.hex()} of shard {shard} has a wrong checksum")
+            commits.append(commit)
         return commits
 
     def _parts(self, rows: Iterable[tuple[str, int, bytes]]) -> dict[str, bytes]:
@@ -310,11 +301,11 @@ class SqliteStore:
             parts[name] = data
         return parts
 
-    def _missing(self, shard: int) -> tuple[bytes, int]:
-        manifest = self.manifest()
-        raise ValueError(
-            f"shard {shard}: the store has {manifest.shards if manifest else 0} shards (none before create)"
-        )
+    def _shard(self, con: sqlite3.Connection, columns: str, shard: int) -> tuple[Any, ...]:
+        row: tuple[Any, ...] | None = con.execute(f"SELECT {columns} FROM shards WHERE shard = ?", (shard,)).fetchone()
+        if row is None:
+            raise ValueError(f"the parameter store {self._file.path} has no shard {shard} (none at all before create)")
+        return row
 
 
 def _key(shard: int, seq: int) -> int:
@@ -336,8 +327,10 @@ def _drop_chunks(con: sqlite3.Connection, chunks: list[tuple[int]]) -> None:
 
 
 def _drop_snapshot(con: sqlite3.Connection, name: str) -> None:
+    old = con.execute("SELECT chunk FROM snapshot_parts WHERE name = ?", (name,)).fetchall()
     con.execute("DELETE FROM snapshots WHERE name = ?", (name,))
-    _drop_chunks(con, con.execute("DELETE FROM snapshot_parts WHERE name = ? RETURNING chunk", (name,)).fetchall())
+    con.execute("DELETE FROM snapshot_parts WHERE name = ?", (name,))
+    _drop_chunks(con, old)
 
 
 def _creation_lock(path: str, timeout_s: float) -> int:
