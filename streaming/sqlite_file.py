@@ -180,6 +180,7 @@ class SqliteFile:
                 con.synchronous = synchronous
         except sqlite3.Error as error:
             raise self.explain(error) from error
+        self._checkpointer.gate.wait()
         with self._transaction("BEGIN IMMEDIATE") as con:
             yield con
         self._checkpointer.wrote(size + 4 * PAGE_BYTES)
@@ -248,7 +249,7 @@ class SqliteFile:
             (pages,) = con.execute("PRAGMA page_count").fetchone()
             surplus = min(free - pages // 2 - SLACK_PAGES, VACUUM_PAGES)
             if surplus > 0:
-                con.execute(f"PRAGMA incremental_vacuum({surplus})").fetchall()  # each row fetched frees a page
+                con.executescript(f"PRAGMA incremental_vacuum({surplus})")  # execute() would stop after the first page
                 self._checkpointer.wrote(surplus * PAGE_BYTES)
         except sqlite3.Error as error:
             raise self.explain(error) from error
@@ -277,6 +278,9 @@ class _Checkpointer:
         self._file = weakref.proxy(file)
         self._pending = 0
         self._wake = threading.Event()
+        # Closed for the moment of a restart: SQLite's lock is not fair, and a busy writer would never let it in.
+        self.gate = threading.Event()
+        self.gate.set()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -317,7 +321,9 @@ class _Checkpointer:
                     con = self._file.connect()
                     con.execute("PRAGMA busy_timeout=100")
                 con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self.gate.clear()
                 con.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self.gate.set()
         if con is not None:
             con.close()
 
