@@ -235,18 +235,19 @@ class _Run:
 
     def lost(self, wire: Wire) -> None:
         self.wires.discard(wire)
+        if self.ended:
+            return  # closed by us; what was out is counted as unanswered
         if wire.tag >= 0:
             wire.tag = -1
             self.out -= 1
             self.result.lost += 1
         elif wire in self.idle:
             self.idle.remove(wire)
-        if not self.ended:
-            self.result.reconnects += 1
-            task = asyncio.get_running_loop().create_task(self.reconnect())
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
-            self.check()
+        self.result.reconnects += 1
+        task = asyncio.get_running_loop().create_task(self.reconnect())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        self.check()
 
     async def connect(self) -> None:
         wire = await self.address.connect(lambda: Wire(self.answered, self.lost))

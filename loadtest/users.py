@@ -123,18 +123,21 @@ async def server_outcomes(url: str, headers: Mapping[str, str] | None = None) ->
 
 
 async def settled_outcomes(
-    url: str, before: Counter[str], wanted: int, headers: Mapping[str, str] | None = None, patience_s: float = 15.0
+    url: str, before: Counter[str], wanted: int, headers: Mapping[str, str] | None = None, quiet_s: float = 3.0
 ) -> Counter[str]:
-    """The outcomes once `wanted` more rewards are counted and nothing moves any more, or the patience has ended."""
-    deadline = time.monotonic() + patience_s
-    last: Counter[str] | None = None
+    """The outcomes once `wanted` more rewards are counted, or nothing has moved for `quiet_s`.
+
+    What the learner still has before it at the end of a run is counted within moments; what is missing after a quiet
+    time is missing. Extra counts would come in the same moments, so one more look is taken after the last."""
+    last, moved = await server_outcomes(url, headers), time.monotonic()
     while True:
+        complete = sum((last - before).values()) >= wanted
+        await asyncio.sleep(0.4)
         now = await server_outcomes(url, headers)
-        done = sum((now - before).values()) >= wanted and now == last
-        if done or time.monotonic() > deadline:
+        if now != last:
+            last, moved = now, time.monotonic()
+        elif complete or time.monotonic() > moved + quiet_s:
             return now
-        last = now
-        await asyncio.sleep(0.5)
 
 
 @dataclass
