@@ -1,0 +1,228 @@
+"""The slow twin of a shard: dictionaries, one event at a time, no batches, no kernels.
+
+It states what the log means: the reward contract, and what Diag-LinUCB and the counting of K-armed policies learn.
+"""
+
+import math
+import struct
+from collections import Counter, defaultdict
+from zlib import crc32
+
+from bandits.graph import Graph
+from streaming import events, token
+from streaming.control import ControlError, ControlState, from_json
+from streaming.log import Record
+from streaming.shards import segments_of_shard, shard_of_item
+
+
+def split(data: bytes):
+    """(index, kind, reward, event hash, sequence, slot, body) of each event; kind None for poison."""
+    head = data[:12]
+    sound = len(data) >= 16 and struct.unpack("<I", data[12:16])[0] == crc32(head) and data[:6] == b"CRPR\x01\x00"
+    if not sound:
+        yield 0, None, 0.0, 0, 0, 0, b""
+        return
+    at = 16
+    for index in range(struct.unpack("<I", data[8:12])[0]):
+        if at + 32 > len(data):
+            yield index, None, 0.0, 0, 0, 0, b""
+            return
+        crc, words, _, kind, reward, key, sequence, slot = struct.unpack("<IHBBdQIB", data[at : at + 29])
+        if words < 4 or at + 8 * words > len(data):
+            yield index, None, 0.0, 0, 0, 0, b""
+            return
+        event = data[at : at + 8 * words]
+        at += 8 * words
+        good = crc32(event[4:]) == crc
+        yield index, kind if good else None, reward, key, sequence, slot, event[32:]
+
+
+def context_of(body: bytes) -> token.Context:
+    """The context in an event's body, whose padding is unknown."""
+    for pad in range(8):
+        try:
+            return token.decode(body[: len(body) - pad])
+        except token.TokenError:
+            continue
+    raise AssertionError("no context in this body")
+
+
+class NaiveShard:
+    """Counts of outcomes, Diag-LinUCB's (b, d) per (policy, cluster, item id), plays and rewards per item id."""
+
+    def __init__(self, number: int, shards: int, blobs) -> None:
+        self.number, self.shards, self.blobs = number, shards, blobs
+        self.control = ControlState()
+        self.outcomes: Counter = Counter()
+        self.edges: dict = defaultdict(lambda: [0.0, 0.0])
+        self.plays: Counter = Counter()
+        self.rewards: dict = defaultdict(float)
+        self.aggregate: dict = {}
+        self.event_ids: set = set()
+        self.streams: dict = {}
+        self.origin: dict = {}
+        self.banks: dict = {}  # policy number -> bank keys in order of first use
+        self.homeless = 0
+        self.ids: dict = {}  # policy number -> {item number: id}
+
+    def run(self, records: list[Record]) -> None:
+        for record in records:
+            control = events.control_of(record.data)
+            if control is not None:
+                self._control(*control, record.time_ms)
+                continue
+            for _, kind, reward, key, sequence, slot, body in split(record.data):
+                if kind is None:
+                    self.outcomes["poison"] += 1
+                elif kind == events.SEGMENT:
+                    self._has_bank(sequence, key)
+                elif kind == events.DECISION:
+                    self._decision(context_of(body), sequence, record.time_ms)
+                elif kind == events.REWARD:
+                    self.outcomes[self._reward(context_of(body), slot, reward, key, record.time_ms)] += 1
+
+    def _control(self, n: int, data: bytes, time_ms: int) -> None:
+        if n != self.control.applied + 1:
+            return
+        before = {p.number: p for p in self.control.policies.values()}
+        old = self.control.encode()
+        try:
+            policy = self.control.apply(n, from_json(data))
+        except ControlError:
+            self.control = ControlState.decode(old)
+            self.control.applied = n
+            return
+        if policy is None:
+            return
+        number = policy.number
+        self.origin.setdefault(number, time_ms)
+        if policy.spec.is_diag:
+            old_graph = ControlState.decode(old).policies.get(policy.name)
+            if policy.graph is not None and (old_graph is None or old_graph.graph != policy.graph):
+                self._graph(policy, old_graph.graph if old_graph else None)
+        else:
+            self.ids[number] = {item.number: item.id for item in policy.items if not item.removed}
+        assert number in before or policy.name in self.control.policies
+
+    def _graph(self, policy, before) -> None:
+        graph = Graph.from_bytes(self.blobs(policy.graph.blob))
+        number = policy.number
+        known = {item_id: item for item, item_id in self.ids.get(number, {}).items()}
+        for item_id in graph.ids:
+            if item_id not in known:
+                known[item_id] = policy.next_item
+                policy.next_item += 1
+        self.ids[number] = {known[item_id]: item_id for item_id in graph.ids}
+        kept = before is not None and before.lineage == policy.graph.lineage
+        there = {
+            (number, c, graph.ids[j])
+            for c in range(len(graph.indptr) - 1)
+            for j in graph.items[graph.indptr[c] : graph.indptr[c + 1]]
+            if shard_of_item(number, known[graph.ids[j]], self.shards) == self.number
+        }
+        for edge in [edge for edge in self.edges if edge[0] == number and (not kept or edge not in there)]:
+            del self.edges[edge]
+        for name in [name for name in self.plays if name[0] == number and name[1] not in graph.ids]:
+            del self.plays[name]
+        self.allowed = {edge for edge in getattr(self, "allowed", set()) if edge[0] != number} | there
+
+    def _policy(self, context: token.Context):
+        for policy in self.control.policies.values():
+            lineage = policy.graph.lineage if policy.graph else 0
+            ready = policy.graph is not None or not policy.spec.is_diag
+            if policy.number == context.policy and lineage == context.lineage and ready:
+                return policy
+        return None
+
+    def _mine(self, context: token.Context, number: int) -> bool:
+        of_items = context.kind == token.DIAG
+        return not of_items or shard_of_item(context.policy, number, self.shards) == self.number
+
+    def _has_bank(self, number: int, key: int) -> bool:
+        """Whether the bank is there, or there was room to make it."""
+        for policy in self.control.policies.values():
+            if policy.number == number and not policy.spec.is_diag:
+                banks = self.banks.setdefault(number, [0])
+                if key not in banks and len(banks) < 1 + segments_of_shard(policy.spec.max_segments, self.shards):
+                    banks.append(key)
+                return key in banks
+        return False
+
+    def _decision(self, c: token.Context, sequence: int, time_ms: int) -> None:
+        stream = c.decision >> 32
+        last = self.streams.get(stream, -1)
+        policy = self._policy(c)
+        if sequence <= last:
+            self.outcomes["decisions_duplicate"] += 1
+            return
+        self.outcomes["decisions_lost"] += sequence - last - 1
+        self.streams[stream] = sequence
+        if policy is None:
+            self.outcomes["decisions_gone"] += 1
+            return
+        if self._mine(c, int(c.items[0])):
+            self.outcomes["decisions_" + token.MODES[c.mode]] += 1
+        if c.kind == token.ARMS:
+            funded = c.funded or policy.spec.arm_policy().learns_slate
+            shown = c.items.tolist() if policy.spec.arm_policy().learns_slate else c.items.tolist()[:1]
+            for number in shown if self._has_bank(c.policy, c.bank) and funded else []:
+                if number in self.ids[c.policy]:
+                    self.plays[c.policy, c.bank, self.ids[c.policy][number]] += 1
+            return
+        for number in c.items.tolist():
+            item = self.ids[c.policy].get(number)
+            if item is None or not self._mine(c, number):
+                continue
+            self.plays[c.policy, item] += 1
+            if c.default is not None:
+                self._teach(policy, c, item, 1.0, c.default)
+
+    def _reward(self, c: token.Context, slot: int, reward: float, key: int, time_ms: int) -> str:
+        policy = self._policy(c)
+        number = int(c.items[slot])
+        item = self.ids.get(c.policy, {}).get(number)
+        if policy is None or item is None or not self._mine(c, number):
+            return "gone"
+        if time_ms > c.time_ms + c.window_ms:
+            return "late"
+        if not policy.spec.reward.min <= reward <= policy.spec.reward.max:
+            return "out_of_range"
+        slate = policy.spec.is_diag or policy.spec.arm_policy().learns_slate
+        if not slate and (slot > 0 or not c.funded):
+            return "unfunded"
+        if c.kind == token.ARMS and not self._has_bank(c.policy, c.bank):
+            self.homeless += 1  # judged as any other, but there is no bank to learn it
+        how = token.AGGREGATIONS[c.aggregation]
+        if key and how != "first":
+            if (c.decision, slot, key) in self.event_ids:
+                return "duplicate"
+            self.event_ids.add((c.decision, slot, key))
+        if (c.decision, slot) not in self.aggregate:
+            self.aggregate[c.decision, slot] = reward
+            self._answer(policy, c, item, c.default, reward)
+            return "applied"
+        old = self.aggregate[c.decision, slot]
+        new = {"first": old, "last": reward, "max": max(old, reward), "sum": old + reward}[how]
+        if how == "first" or (not key and (how == "sum" or new == old)):
+            return "duplicate"
+        self.aggregate[c.decision, slot] = new
+        self._answer(policy, c, item, old, new)
+        return "amended"
+
+    def _answer(self, policy, c: token.Context, item: str, old: float | None, new: float) -> None:
+        name = (c.policy, item) if c.kind == token.DIAG else (c.policy, c.bank, item)
+        self.rewards[name] += new - (old or 0.0)
+        if c.kind == token.DIAG:
+            self._teach(policy, c, item, 1.0 if old is None else 0.0, new - (old or 0.0))
+
+    def _teach(self, policy, c: token.Context, item: str, play: float, amount: float) -> None:
+        half_life_s = policy.spec.diag().half_life_s
+        g = 1.0
+        if half_life_s:
+            g = math.pow(2.0, (c.time_ms - self.origin[c.policy]) / (1000.0 * half_life_s))
+        for cluster, q in zip(c.clusters.tolist(), c.weights.tolist(), strict=True):
+            edge = (c.policy, cluster, item)
+            if edge in self.allowed:
+                w = q / 65535
+                self.edges[edge][0] += w * amount * g
+                self.edges[edge][1] += play * w * w * g

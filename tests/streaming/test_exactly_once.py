@@ -1,0 +1,99 @@
+"""Whatever happens to learners and media, the store holds what a plain replay of the log gives, bit for bit."""
+
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from bandits.graph import Graph, by_item
+from streaming.contract import COLUMNS, OUTCOMES
+from streaming.control import ControlState
+from streaming.shards import shards_of_items
+from streaming.state import State
+from tests.naive.streaming import NaiveShard
+from tests.streaming.simulation import Simulation
+
+SEEDS = 1000 if os.environ.get("CROUPIER_LONG") else 60
+
+
+def outcomes(state: State) -> Counter:
+    total: Counter = Counter()
+    for name in state.tables:
+        if name.startswith("outcomes/"):
+            total.update(dict(zip(COLUMNS, state[name][0].tolist(), strict=True)))
+    return +total
+
+
+def check_against_twin(simulation: Simulation, shard: int, state: State) -> None:
+    twin = NaiveShard(shard, simulation.n_shards, simulation.store.get_blob)
+    twin.run(simulation.records(shard))
+    counts = outcomes(state)
+    # The bank's own refusal (classic, no money outstanding) is the one thing the twin does not know.
+    learned = ("applied", "amended", "unfunded")
+    assert sum(counts[name] for name in learned) == sum(twin.outcomes[name] for name in learned)
+    assert counts["unfunded"] >= twin.outcomes["unfunded"]
+    for name in set(COLUMNS) - set(learned):
+        assert counts[name] == twin.outcomes[name], name
+    assert sum(counts[name] for name in OUTCOMES[:-1]) == simulation.rewards_logged[shard]
+
+    control = ControlState.decode(state["control"].tobytes())
+    for policy in control.policies.values():
+        number = policy.number
+        if policy.spec.is_diag:
+            check_edges(simulation, shard, state, twin, policy)
+        elif policy.spec.algorithm == "thompson-beta":
+            check_banks(state, twin, policy)
+
+
+def check_banks(state: State, twin: NaiveShard, policy) -> None:
+    """Plays and taught rewards of each bank and arm; the bank's row holds defaults too, so those are taken off."""
+    number = policy.number
+    keys = state[f"bank_keys/{number}"][:, 0].tolist()
+    assert keys == twin.banks.get(number, [0])
+    beta, default = policy.spec.arm_policy(), policy.spec.reward.default
+    for key, row in zip(keys, state[f"banks/{number}"], strict=True):
+        for index, item in enumerate(policy.items):
+            if item.removed:
+                continue
+            plays, rewards = row[beta.header + beta.columns * index :][:2]
+            assert plays == twin.plays[number, key, item.id]
+            taught = rewards - (default or 0.0) * plays
+            assert taught == pytest.approx(twin.rewards[number, key, item.id], rel=1e-9, abs=1e-9)
+
+
+def check_edges(simulation: Simulation, shard: int, state: State, twin: NaiveShard, policy) -> None:
+    number = policy.number
+    graph = Graph.from_bytes(simulation.store.get_blob(policy.graph.blob))
+    numbers = state[f"numbers/{number}"][:, 0]
+    edges = by_item(graph, shards_of_items(number, numbers, simulation.n_shards) == shard)
+    item = np.repeat(np.arange(len(graph.ids)), np.diff(edges.indptr))
+    expected = np.array(
+        [twin.edges.get((number, int(c), graph.ids[j]), [0.0, 0.0]) for c, j in zip(edges.clusters, item, strict=True)]
+    ).reshape(-1, 2)
+    decay = state[f"decay/{number}"][0]
+    assert decay[0] == twin.origin[number]
+    scale = 2.0 ** float(-decay[1])
+    np.testing.assert_allclose(state[f"edges/{number}"], expected * scale, rtol=1e-9, atol=1e-9 * max(1.0, scale))
+    mine = shards_of_items(number, numbers, simulation.n_shards) == shard
+    plays = np.array([twin.plays[number, item_id] for item_id in graph.ids])
+    np.testing.assert_array_equal(state[f"items/{number}"][mine, 0], plays[mine])
+
+
+@pytest.mark.parametrize("block", range(0, SEEDS, 10))
+def test_the_store_equals_a_plain_replay_and_the_slow_twin(block: int) -> None:
+    for seed in range(block, block + 10):
+        simulation = Simulation(seed)
+        simulation.run()
+        for shard in range(simulation.n_shards):
+            stored = simulation.stored(shard)
+            for batch in (1, 7, 10**6):
+                assert stored.equal(simulation.replayed(shard, batch)) == [], f"replay with seed={seed}, batch={batch}"
+            check_against_twin(simulation, shard, stored)
+
+
+def test_the_simulation_does_crash() -> None:
+    simulations = [Simulation(seed) for seed in range(5)]
+    for simulation in simulations:
+        simulation.run()
+    assert sum(simulation.crashes for simulation in simulations) > 5
