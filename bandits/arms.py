@@ -365,11 +365,16 @@ def make(algorithm: str, params: Mapping[str, Any]) -> ArmPolicy:
     # Imported here: the policies are written in terms of this module.
     from dataclasses import fields
 
-    from bandits import banker, classic
+    from bandits import adversarial, banker, classic
 
     kinds: dict[str, Any] = {
         "banker": banker.Banker,
         "thompson-beta": classic.ThompsonBeta,
+        "thompson-normal": classic.ThompsonNormal,
+        "ucb1": classic.UCB1,
+        "epsilon-greedy": classic.EpsilonGreedy,
+        "exp3": adversarial.Exp3,
+        "ftrl": adversarial.DelayedFTRL,
     }
     if algorithm not in kinds:
         raise ParameterError("algorithm", f"no {algorithm!r} here; there are {', '.join(kinds)}")

@@ -1,7 +1,7 @@
 """Rule `classic` of Banker-OMD: the paper's investments, each waiting inside the state for its own feedback.
 
-Source: arXiv:2301.10500, arXiv:2110.13400. What is ours: the bank is pooled (any split of the savings is legal, so it is
-one mean dual), and before a play the bank holds at least rho times the outstanding money.
+Source: arXiv:2301.10500, arXiv:2110.13400. What is ours: the bank is pooled (any split of the savings is legal, so it
+is one mean dual), and before a play the bank holds at least rho times the outstanding money.
 
     header   V, C, S_ARRIVED, S_OUT, S_ALL, T, OUT, SIGMA_OUT, BORROWED, NEXT_EXPIRY, HI, LO, RANGED
     row      PLAYS, REWARDS, TAUGHT, pool
