@@ -422,9 +422,10 @@ class Shard:
         elif policy.graph is not None:
             graph = Graph.from_bytes(self._blobs(policy.graph.blob))
             numbers = self.state[f"numbers/{number}"][:, 0]
-            member = shards_of_items(number, numbers, self.shards) == self.number
-            index_of = np.full(policy.next_item, -1, np.int32)
-            index_of[numbers] = np.where(member, np.arange(len(numbers)), -2)
+            mine = shards_of_items(number, range(policy.next_item), self.shards) == self.number
+            member = mine[numbers]
+            index_of = np.where(mine, -1, -2).astype(np.int32)
+            index_of[numbers[member]] = np.flatnonzero(member)
             half_life = policy.spec.diag().half_life_s
             edges = by_item(graph, member)
             touched = np.zeros(len(edges.clusters), np.uint8)
