@@ -83,8 +83,7 @@ class Ledger:
 
     def rates(self, last: int | None = None) -> Tenth:
         """Click rates over all visits, or over the last so many."""
-        rows = self._rows()
-        return _rates(rows if last is None else rows[-last:])
+        return _rates(self._rows(0 if last is None else -last * len(Visit._fields)))
 
     def tenths(self) -> list[Tenth]:
         """Click rates by tenth of the run's time."""
@@ -95,8 +94,8 @@ class Ledger:
         tenth = np.minimum((rows[:, 0] - first) / (end - first or 1.0) * TENTHS, TENTHS - 1).astype(int)
         return [_rates(rows[tenth == i]) for i in range(TENTHS)]
 
-    def _rows(self) -> NDArray[np.float64]:
-        return np.array(self.visits).reshape(-1, len(Visit._fields))  # a copy: the array goes on growing
+    def _rows(self, start: int = 0) -> NDArray[np.float64]:
+        return np.array(self.visits[start:]).reshape(-1, len(Visit._fields))  # a copy: the array goes on growing
 
 
 def _rates(rows: NDArray[np.float64]) -> Tenth:
