@@ -1,0 +1,81 @@
+"""POST /v1/feedback: one reward or many, answered after the durable append."""
+
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server import errors
+from server.bodies import decode
+from server.routes.common import answer, engine_of, read_json_bytes, route, service_of
+from server.schemas import ACCEPTED, FeedbackAnswer, FeedbackRow, Verdict
+
+router = APIRouter(tags=["feedback"])
+
+
+class Bulk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Several rewards in one call."""
+
+    feedback: Annotated[list[FeedbackRow], Meta(min_length=1, description="Rewards, at most `max_batch` (a setting).")]
+
+
+class _Peek(msgspec.Struct, frozen=True):
+    feedback: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    feedback: list[msgspec.Raw]
+
+
+ONE = msgspec.json.Decoder(FeedbackRow)
+BULK = msgspec.json.Decoder(Bulk)
+PEEK = msgspec.json.Decoder(_Peek)
+RAW = msgspec.json.Decoder(_Raw)
+EXAMPLE = {"decision_id": "AQAAAgcAAAB", "item": "b", "reward": 1}
+
+
+@route(router, "POST", "/v1/feedback", role="feedback", body=(FeedbackRow, Bulk), example=EXAMPLE,
+       answers={202: FeedbackAnswer}, problems=(400, 401, 403, 404, 413, 415, 422, 429, 503))  # fmt: skip
+async def feedback(request: Request) -> Response:
+    """Say what the world answered, one reward or many.
+
+    202 comes after the durable append. Of `{"feedback": [...]}` each row has its own verdict, in order, and refused
+    rows do not hold up the others. One row sent by itself is answered with an error where it is refused. A reward that
+    is late or a duplicate is accepted, and counted as such where it is learned.
+    """
+    body = await read_json_bytes(request)
+    engine = engine_of(request)
+    rows = _rows(body)
+    if rows is None:
+        (verdict,) = await engine.feedback([decode(ONE, body)])
+        if verdict.status == "refused":
+            raise errors.refused_feedback(verdict.reason or "invalid", verdict.detail or "", verdict.field)
+        return answer(FeedbackAnswer([ACCEPTED]), 202)
+    most = service_of(request).settings.max_batch
+    if not rows:
+        raise errors.invalid("feedback", "feedback is empty; send at least one reward.")
+    if len(rows) > most:
+        raise errors.invalid("feedback", f"There are {len(rows)} rewards; at most {most} go in one call (max_batch).")
+    sound = [row for row in rows if isinstance(row, FeedbackRow)]
+    verdicts = iter(await engine.feedback(sound) if sound else [])
+    return answer(FeedbackAnswer([row if isinstance(row, Verdict) else next(verdicts) for row in rows]), 202)
+
+
+def _rows(body: bytes) -> list[FeedbackRow] | list[FeedbackRow | Verdict] | None:
+    """The rows of a bulk body, an unsound one as its verdict; None where the body is no bulk."""
+    if decode(PEEK, body).feedback is msgspec.UNSET:
+        return None
+    try:
+        return BULK.decode(body).feedback
+    except msgspec.ValidationError:  # something is unsound: find out which rows
+        return [_row(i, part) for i, part in enumerate(decode(RAW, body).feedback)]
+
+
+def _row(i: int, part: msgspec.Raw) -> FeedbackRow | Verdict:
+    try:
+        return decode(ONE, part, f"feedback[{i}]")
+    except errors.Problem as problem:
+        return Verdict("refused", "invalid", problem.field, problem.detail)
