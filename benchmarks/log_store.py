@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def appends(folder: Path, log: EventLog, times: int) -> dict[str, float]:
         batch = [(0, ROW)] * group
         count = max(int(times / group**0.5), 50)
         began = time.perf_counter()
-        p50, p99 = quantiles_us(lambda batch=batch: log.append(batch), count)
+        p50, p99 = quantiles_us(partial(log.append, batch), count)
         figures[f"append_{group}_rows_per_s"] = group * count / (time.perf_counter() - began)
         with (folder / "floor").open("wb", buffering=0) as file:
 

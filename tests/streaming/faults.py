@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,16 +13,21 @@ import pytest
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str = "4m") -> Iterator[Path]:
-    """A file system of its own in memory; skips where mounting is not allowed."""
-    folder.mkdir()
+def small_disk(size: str = "4m") -> Iterator[Path]:
+    """The folder of a file system of its own, in memory; skips where mounting is not allowed.
+
+    Not under pytest's folders: a mount that a killed run leaves behind would keep later runs from clearing them.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="croupier-disk-"))
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"a disk of its own takes the right to mount: {made.stderr.decode().strip()}")
     try:
+        if made.returncode:
+            pytest.skip(f"a disk of its own takes the right to mount: {made.stderr.decode().strip()}")
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        if not made.returncode:
+            subprocess.run(["umount", "--lazy", folder], check=True)  # lazy: a failed test may hold files open
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -51,16 +57,21 @@ def write_limit(size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """`folder` (a mount point for root, any folder otherwise) cannot be written meanwhile."""
-    if os.geteuid() == 0:
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-        yield
-        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-    else:
+def read_only_after(folder: Path, write: Callable[[Path], object]) -> Iterator[Path]:
+    """A folder in which nothing can be written any more, after `write(folder)`.
+
+    Root may write anywhere but on a read-only file system, others are stopped by the folder's mode.
+    """
+    if os.geteuid() != 0:
+        write(folder)
         folder.chmod(0o555)
-        yield
+        yield folder
         folder.chmod(0o755)
+        return
+    with small_disk() as disk:
+        write(disk)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        yield disk
 
 
 @pytest.fixture(params=["disk", "limit"])
@@ -69,5 +80,5 @@ def full_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
     if request.param == "limit":
         yield tmp_path, lambda file: write_limit(os.path.getsize(f"{file}-wal"))
         return
-    with small_disk(tmp_path / "disk") as folder:
+    with small_disk() as folder:
         yield folder, lambda file: filled(file.parent)

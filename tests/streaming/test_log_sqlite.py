@@ -11,7 +11,7 @@ from streaming.errors import LayoutMismatch, LogCorrupt, LogInUse, LogUnavailabl
 from streaming.log import CONTROL, open_log
 from streaming.log.sqlite import SqliteLog
 from streaming.store import open_store
-from tests.streaming.faults import full_disk, read_only, small_disk  # noqa: F401
+from tests.streaming.faults import full_disk, read_only_after  # noqa: F401
 
 
 @pytest.fixture
@@ -204,17 +204,12 @@ def test_a_locked_log_refuses_the_append_and_goes_on_afterwards(path):
 
 
 def test_a_read_only_folder_is_named(tmp_path):
-    with small_disk(tmp_path / "disk") as folder:
-        write(folder / "log.sqlite")
-        with read_only(folder):
-            for write_too in (True, False):
-                with pytest.raises(LogUnavailable, match=r"log.sqlite.* must .*be writable for this user"):
-                    open_log(folder / "log.sqlite", 2, write=write_too)
-            with pytest.raises(LogUnavailable, match=r"new.sqlite.* writable for this user"):
-                open_log(folder / "new.sqlite", 2, write=True)
-        log = open_log(folder / "log.sqlite")
-        assert log.bounds(0) == (0, 3)
-        log.close()
+    with read_only_after(tmp_path, lambda folder: write(folder / "log.sqlite")) as folder:
+        for write_too in (True, False):
+            with pytest.raises(LogUnavailable, match=r"log.sqlite.* must .*be writable for this user"):
+                open_log(folder / "log.sqlite", 2, write=write_too)
+        with pytest.raises(LogUnavailable, match=r"new.sqlite.* writable for this user"):
+            open_log(folder / "new.sqlite", 2, write=True)
 
 
 def test_a_closed_log_says_so(path):

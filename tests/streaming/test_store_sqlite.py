@@ -13,7 +13,7 @@ from streaming.errors import StaleCommit, StoreCorrupt, StoreUnavailable
 from streaming.log import open_log
 from streaming.store import NOTHING, Commit, Image, Manifest, open_store
 from streaming.store.sqlite import SqliteStore
-from tests.streaming.faults import full_disk, read_only, small_disk  # noqa: F401
+from tests.streaming.faults import full_disk, read_only_after  # noqa: F401
 from tests.streaming.test_store_contract import MANIFEST, commit_id, fill, step, steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,15 +164,10 @@ def test_a_locked_store_refuses_the_commit_and_goes_on_afterwards(path):
 
 
 def test_a_read_only_folder_is_named(tmp_path):
-    with small_disk(tmp_path / "disk") as folder:
-        write(folder / "store.sqlite")
-        with read_only(folder):
-            for name in ("store.sqlite", "new.sqlite"):
-                with pytest.raises(StoreUnavailable, match=rf"{name}.* writable for this user"):
-                    open_store(folder / name)
-        store = open_store(folder / "store.sqlite")
-        assert store.last(0) == (commit_id(6), 60)
-        store.close()
+    with read_only_after(tmp_path, lambda folder: write(folder / "store.sqlite")) as folder:
+        for name in ("store.sqlite", "new.sqlite"):
+            with pytest.raises(StoreUnavailable, match=rf"{name}.* writable for this user"):
+                open_store(folder / name)
 
 
 def test_a_closed_store_says_so(path):
