@@ -119,8 +119,8 @@ def root_of(gap: float, a: float, b: float, start: float) -> float:
 def weigh_ftrl(state: Floats, active: Mask, chances: Floats) -> None:
     """argmin_x <L, x> - 2 a sum sqrt x_i + b sum x_i ln x_i,   a = sqrt t,   b = sqrt(2 D / ln K).
 
-    With s = sqrt x:  a / s_i - 2 b ln s_i = L_i + b - lambda. The sum of the x is convex and increasing in lambda; Newton
-    starts where the best arm alone has x = 1 and comes down.
+    With s = sqrt x:  a / s_i - 2 b ln s_i = L_i + b - lambda. The sum of the x is convex and increasing in lambda;
+    Newton starts where the best arm alone has x = 1 and comes down.
     """
     n_arms = active.shape[0]
     a = math.sqrt(state[T] + 1.0)

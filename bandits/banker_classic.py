@@ -44,8 +44,8 @@ def invest(state: Floats, n_arms: int, barrier: bool, c: float) -> float:
     late = 1.0 + log(1.0 + out)
     if barrier:
         s = 3.0 + state[S_ARRIVED] + state[S_OUT]
-        return c * math.sqrt(s / (n_arms * log(2.0 + state[T]) * late)) / (out + 1.0)
-    return c * math.sqrt((3.0 + state[S_ALL] + out + 1.0) / late) / (out + 1.0)
+        return float(c * math.sqrt(s / (n_arms * log(2.0 + state[T]) * late)) / (out + 1.0))
+    return float(c * math.sqrt((3.0 + state[S_ALL] + out + 1.0) / late) / (out + 1.0))
 
 
 @njit(cache=True, nogil=True)
@@ -129,7 +129,7 @@ def loss_of(state: Floats, n_arms: int, barrier: bool, reward: float) -> float:
                 total += state[entry + SIGMA]
             state[SIGMA_OUT] = total
         state[C] = size
-    return -reward / state[C] if state[C] > 0.0 else 0.0
+    return float(-reward / state[C]) if state[C] > 0.0 else 0.0
 
 
 @njit(cache=True, nogil=True)

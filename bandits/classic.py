@@ -114,7 +114,7 @@ def learn_mean_one(state: Floats, header: int, op: Any) -> int:
     """UCB1 (header 2) also keeps the excess of rewards above 1 and below 0; epsilon-greedy keeps nothing more."""
     tally(state, header + op.arm * OWN, op)
     if header > 0:
-        first, old, new = lesson(op)
+        first, _, new = lesson(op)
         if op.kind == ANSWER or first:
             state[HI] = max(state[HI], new - 1.0)
             state[LO] = min(state[LO], new)

@@ -1,7 +1,7 @@
 """Scalar mathematics shared by the learner kernels and their slow twins.
 
-A replay of the log must give the same bits. The logarithm, the exponential and the power are the only operations here
-that IEEE 754 does not fix, so kernels and twins all call these compiled ones and none of them can disagree with itself.
+A replay of the log must give the same bits. The logarithm and the exponential are the only operations the learners use
+that IEEE 754 does not fix (a power of 3/2 is x sqrt x), so kernels and twins all call these compiled ones.
 """
 
 import math
@@ -27,13 +27,3 @@ def exp(x: float) -> float:
     1.0
     """
     return math.exp(x)
-
-
-@njit(cache=True, nogil=True)
-def power(x: float, y: float) -> float:
-    """x to the y, for x >= 0.
-
-    >>> power(4.0, 1.5)
-    8.0
-    """
-    return x**y

@@ -47,7 +47,7 @@ class World:
     @property
     def n_arms(self) -> int:
         """K."""
-        return self.chances.shape[1]
+        return int(self.chances.shape[1])
 
     def phase(self, t: int) -> int:
         """The phase that round t is in."""
@@ -78,7 +78,7 @@ class World:
 
 def bernoulli(rates: Floats, name: str = "bernoulli") -> World:
     """Fixed click rates, shape (K,)."""
-    rates = np.asarray(rates, float)
+    rates = np.asarray(rates, np.float64)
     return World(name, np.zeros(1, np.int64), rates[None, :], np.ones(1))
 
 
@@ -98,7 +98,7 @@ def _levels(name: str, starts: Numbers, n_arms: int, gap: float) -> World:
 
 
 def switching(horizon: int, n_arms: int = 8, gap: float = 0.125, growth: float = 1.6) -> World:
-    """Phases of growing length between two levels: the stochastically constrained adversary of the Tsallis-INF papers."""
+    """Phases of growing length between two levels: a stochastically constrained adversary (arXiv:1807.07623)."""
     starts, length = [0], 1.0
     while starts[-1] + int(length) < horizon:
         starts.append(starts[-1] + int(length))
@@ -120,7 +120,8 @@ def growing(horizon: int, n_arms: int = 10, doublings: int = 10) -> World:
     """The still world in a currency that loses value: rewards double `doublings` times, at even intervals."""
     starts = np.arange(doublings + 1, dtype=np.int64) * (horizon // (doublings + 1))
     rates = still(n_arms).chances
-    return World("growing", starts, np.repeat(rates, len(starts), axis=0), 2.0 ** np.arange(len(starts)))
+    scale = np.ldexp(1.0, np.arange(len(starts)))
+    return World("growing", starts, np.repeat(rates, len(starts), axis=0), scale)
 
 
 def rare(n_arms: int = 1000, base: float = 0.01, best: float = 0.05) -> World:
@@ -211,7 +212,8 @@ def heavy_tailed(median: float, window: int | None = None, tail: float = 1.0) ->
 
     def sample(rng: np.random.Generator, n: int) -> Numbers:
         u = 1.0 - rng.random(n)
-        return np.minimum(median * ((u ** (-1.0 / tail)) - 1.0) / (2.0 ** (1.0 / tail) - 1.0), 2.0**53).astype(np.int64)
+        rounds = median * ((u ** (-1.0 / tail)) - 1.0) / (2.0 ** (1.0 / tail) - 1.0)
+        return np.minimum(rounds, 2.0**40).astype(np.int64)
 
     return Delay(f"heavy-tailed {median:g}", int(10 * median) if window is None else window, sample)
 
