@@ -55,7 +55,7 @@ class ServerProcess:
         self._folder = Path(tempfile.mkdtemp(prefix="croupier-"))
         # The shared memory gets a folder of ours too: a server that has to be killed cannot tidy up after itself.
         memory = Path("/dev/shm")
-        self._run = Path(tempfile.mkdtemp(prefix="croupier-", dir=memory if os.access(memory, os.W_OK) else None))
+        self.run_folder = Path(tempfile.mkdtemp(prefix="croupier-", dir=memory if os.access(memory, os.W_OK) else None))
         self.data = data or self._folder / "data"
         self.output = self._folder / "output"
         self.process: subprocess.Popen[bytes] | None = None
@@ -82,7 +82,7 @@ class ServerProcess:
     def start(self) -> None:
         assert self.process is None
         command = [sys.executable, "-c", CODE, "serve", "--host", self.host, "--port", str(self.port)]
-        command += ["--data", str(self.data), "--run-dir", str(self._run), *self.flags]
+        command += ["--data", str(self.data), "--run-dir", str(self.run_folder), *self.flags]
         with open(self.output, "ab") as output:
             self.started_at = time.monotonic()
             self.process = subprocess.Popen(
@@ -159,4 +159,4 @@ class ServerProcess:
 
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-        shutil.rmtree(self._run, ignore_errors=True)
+        shutil.rmtree(self.run_folder, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""The bars of `make bench` and where each figure stands in the modules' results; the report that lays them together.
+
+A bar names a module, a path into the dict that its `run` returns (`*` stands for every key), and what is asked of the
+value found there: at most, at least, or exactly so. Figures without a bar are in the JSON and in each module's own
+`python -m benchmarks.NAME`.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+
+class Bar(NamedTuple):
+    """What one figure has to be. `scale` and `unit` are for printing."""
+
+    module: str
+    what: str
+    path: str
+    op: str  # "<=", ">=" or "=="
+    bar: float
+    unit: str = ""
+    scale: float = 1.0
+
+
+BARS = [
+    Bar("kernels", "choose, 1,000 edges: times touch-only", "choose/100/ratio", "<=", 2.0),
+    Bar("kernels", "choose, 5,000 edges: times touch-only", "choose/500/ratio", "<=", 1.8),
+    Bar("kernels", "choose, 20,000 edges: times touch-only", "choose/2000/ratio", "<=", 1.4),
+    Bar("kernels", "edge updates, 100 a call", "learn/known_100_per_s", ">=", 30e6, "M/s and core", 1e-6),
+    Bar(
+        "learner", "learner from the SQLite log", "rows/k=9, records per commit=16/events_per_cpu_s", ">=", 300e3, "/s"
+    ),
+    Bar("http", "durable rewards over HTTP, 500 a request", "feedback/rewards_per_s", ">=", 50e3, "/s"),
+    Bar("http", "each of them applied once", "all_applied_once", "==", 1),
+    Bar("freshness", "acknowledged to visible, p99", "p99_ms", "<=", 100, "ms"),
+    Bar("startup", "exec to first recommendation", "first_recommendation_s", "<=", 1.5, "s"),
+]
+
+
+class Row(NamedTuple):
+    """A figure beside its bar; `value` is NaN where the module did not give it."""
+
+    bar: Bar
+    where: str
+    value: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is what was asked for; a missing one is not."""
+        if math.isnan(self.value):
+            return False
+        return {"<=": self.value <= self.bar.bar, ">=": self.value >= self.bar.bar, "==": self.value == self.bar.bar}[
+            self.bar.op
+        ]
+
+    def text(self) -> str:
+        def number(value: float) -> str:
+            value *= self.bar.scale
+            return "missing" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.3g}"
+
+        star = f" ({self.where})" if self.where else ""
+        return (
+            f"  {self.bar.module:<10} {self.bar.what + star:<58} {number(self.value):>10} {self.bar.unit:<13}"
+            f" {self.bar.op} {number(self.bar.bar):<8} {'holds' if self.holds else 'MISSED'}"
+        )
+
+
+def found(result: Any, path: str) -> Iterator[tuple[str, float]]:
+    """(what `*` stood for, value) of every place a path leads to.
+
+    >>> list(found({"a": {"x": {"p": 1}, "y": {"p": 2}}}, "a/*/p"))
+    [('x', 1.0), ('y', 2.0)]
+    >>> list(found({}, "a/p"))
+    []
+    """
+    head, _, rest = path.partition("/")
+    if not isinstance(result, dict):
+        return
+    for key in list(result) if head == "*" else [head]:
+        if key not in result:
+            continue
+        star = str(key) if head == "*" else ""
+        if rest:
+            yield from ((f"{star} {more}".strip(), value) for more, value in found(result[key], rest))
+        elif isinstance(result[key], int | float):
+            yield star, float(result[key])
+
+
+def rows(results: dict[str, Any]) -> list[Row]:
+    """Every bar of the modules that were run, with its figures."""
+    out = []
+    for bar in BARS:
+        if bar.module in results:
+            places = list(found(results[bar.module], bar.path)) or [("", math.nan)]
+            out += [Row(bar, where, value) for where, value in places]
+    return out
+
+
+def figures(result: Any, prefix: str = "") -> Iterator[str]:
+    """All numbers of a result, a line each, named by their path."""
+    items = result.items() if isinstance(result, dict) else enumerate(result) if isinstance(result, list) else []
+    for key, value in items:
+        name = f"{prefix}{key}"
+        if isinstance(value, dict | list):
+            yield from figures(value, f"{name} / ")
+        else:
+            shown = f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else value
+            shown = f"{shown:,.0f}" if isinstance(shown, float) else shown
+            yield f"  {name:<70} {shown}"
