@@ -219,7 +219,10 @@ class ItemInfo(msgspec.Struct, frozen=True):
     number: Annotated[int, Meta(description="Its number in the log; never used for another item.", examples=[1])]
     paused: Annotated[bool, Meta(description="A paused item is not shown; its rewards still teach.", examples=[False])]
     clusters: (
-        Annotated[list[int], Meta(description="Clusters it has edges to; null for the K-armed policies.")] | None
+        Annotated[
+            list[int], Meta(description="Clusters it has edges to; null for the K-armed policies.", examples=[[0, 3]])
+        ]
+        | None
     ) = None
 
 

@@ -1,14 +1,18 @@
 """Apps that run inside the test's process."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.settings import Settings
 from tests.server.memory import MemoryEngine
+
+with warnings.catch_warnings():  # it would rather have a successor of httpx, which the server itself does not need
+    warnings.simplefilter("ignore")
+    from starlette.testclient import TestClient
 
 BANKER = {
     "algorithm": "banker",

@@ -18,14 +18,14 @@ from server.schemas import (
     Status,
     Verdict,
 )
-from streaming import control
+from streaming.control import ControlError, ControlRecord, ControlState, Policy
 
 
 class MemoryEngine:
     """Policies in a ControlState, blobs in a dict, accepted rewards in a list."""
 
     def __init__(self) -> None:
-        self.state = control.ControlState()
+        self.state = ControlState()
         self.blobs: dict[str, bytes] = {}
         self.decisions: dict[str, Decision] = {}
         self.rewards: list[FeedbackRow] = []
@@ -76,13 +76,13 @@ class MemoryEngine:
                 verdicts.append(ACCEPTED)
         return verdicts
 
-    async def control(self, record: control.ControlRecord, if_version: int | None = None) -> ControlResult:
+    async def control(self, record: ControlRecord, if_version: int | None = None) -> ControlResult:
         name = getattr(record, "name", None) or getattr(record, "policy", "")
         if if_version is not None and self._policy(name).version != if_version:
             raise errors.conflict("Somebody else changed it.")
         try:
             self.state.check(record)
-        except control.ControlError as error:
+        except ControlError as error:
             raise errors.refused_control(error.field, str(error)) from None
         self.state.apply(self.state.applied + 1, record)
         return ControlResult(self.state.applied, not self.slow_workers)
@@ -122,24 +122,24 @@ class MemoryEngine:
         assert seconds >= 0
         self.counted.append((route, status))
 
-    def _policy(self, name: str) -> control.Policy:
+    def _policy(self, name: str) -> Policy:
         if name not in self.state.policies:
             raise errors.unknown_policy(name)
         return self.state.policies[name]
 
-    def _graph(self, policy: control.Policy) -> Graph:
+    def _graph(self, policy: Policy) -> Graph:
         if policy.graph is None:
             raise errors.no_graph(policy.name)
         return Graph.from_bytes(self.blobs[policy.graph.blob])
 
-    def _items(self, policy: control.Policy) -> list[ItemInfo]:
+    def _items(self, policy: Policy) -> list[ItemInfo]:
         if not policy.spec.is_diag:
             return [ItemInfo(item.id, item.number, item.paused) for item in policy.items if not item.removed]
         if policy.graph is None:
             return []
         return [ItemInfo(id, i, id in policy.paused, []) for i, id in enumerate(self._graph(policy).ids)]
 
-    def _info(self, policy: control.Policy) -> PolicyInfo:
+    def _info(self, policy: Policy) -> PolicyInfo:
         items = self._items(policy)
         graph = None
         if policy.graph is not None:
@@ -149,4 +149,3 @@ class MemoryEngine:
             )
         paused = sum(item.paused for item in items)
         return PolicyInfo(policy.name, policy.number, policy.version, policy.spec, len(items), paused, graph)
-
