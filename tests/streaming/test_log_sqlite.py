@@ -212,6 +212,15 @@ def test_a_read_only_folder_is_named(tmp_path):
             open_log(folder / "new.sqlite", 2, write=True)
 
 
+def test_an_append_that_fails_half_way_leaves_no_half(path):
+    log = open_log(path, 2, write=True)
+    with pytest.raises(AssertionError, match="wrong use"):
+        log.append([(0, b"good"), (1, [1, 2])])
+    assert (log.bounds(0), log.read(0, 0)) == ((0, 0), [])
+    assert log.append([(0, b"later")])[0][0] == 0
+    log.close()
+
+
 def test_a_closed_log_says_so(path):
     log = open_log(path, 2, write=True)
     log.close()
