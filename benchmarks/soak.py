@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bandits.worlds import geometric
 from loadtest.simulate import simulate
 from loadtest.users import Habits, SetupRefused
 from loadtest.worlds import Taste, films, headlines
@@ -62,12 +63,10 @@ async def _sample(server: ServerProcess, every_s: float, into: list[dict[str, in
     while True:
         await asyncio.sleep(every_s)
         into.append(sizes(server))
-        total = {kind: sum(v for k, v in into[-1].items() if k.startswith("memory") == kind) for kind in (True, False)}
-        print(
-            f"  {time.monotonic() - start:5.0f} s  memory {total[True] / 1e6:.1f} MB  files {total[False] / 1e6:.1f} MB",
-            file=sys.stderr,
-            flush=True,
-        )
+        memory = sum(size for name, size in into[-1].items() if name.startswith("memory")) / 1e6
+        files = sum(into[-1].values()) / 1e6 - memory
+        passed = time.monotonic() - start
+        print(f"  {passed:5.0f} s  memory {memory:.1f} MB  files {files:.1f} MB", file=sys.stderr, flush=True)
 
 
 async def _run(minutes: float, workers: int, rate: float) -> dict[str, Any]:
@@ -75,7 +74,7 @@ async def _run(minutes: float, workers: int, rate: float) -> dict[str, Any]:
         headlines(window_s=WINDOW_S),
         films(Taste.draw(np.random.default_rng(0), items=2000, groups=100), window_s=WINDOW_S, width=100),
     ]
-    habits = Habits(users=8, visits_per_s=rate, delay_s=0.5, duplicate_share=0.05, late_share=0.05, batch=20)
+    habits = Habits(users=8, visits_per_s=rate, delay=geometric(500.0), duplicate_share=0.05, late_share=0.05, batch=20)
     samples: list[dict[str, int]] = []
     with ServerProcess(["--workers", str(workers), "--snapshot-interval-s", "10"]) as server:
         await server.ready()

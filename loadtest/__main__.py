@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from bandits import worlds as delays
 from loadtest import openloop as driver
 from loadtest.client import Unreachable
 from loadtest.simulate import simulate
@@ -25,6 +27,12 @@ def loop_run(main: Any) -> Any:
 def key_header(key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
+
+DELAYS: dict[str, Callable[[float], delays.Delay]] = {
+    "fixed": lambda ms: delays.fixed(round(ms)),
+    "geometric": delays.geometric,
+    "heavy-tailed": delays.heavy_tailed,
+}
 
 url_option = click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the server listens.")
 key_option = click.option("--key", envvar="CROUPIER_KEY", help="API key, sent as a bearer token [env: CROUPIER_KEY].")
@@ -119,10 +127,19 @@ def openloop(
 @click.option("--users", default=16, show_default=True, type=click.IntRange(min=1), help="At the same time, per world.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Visits a second per world [as fast as can].")
 @click.option("--window", "window_s", default=10.0, show_default=True, help="The policies' reward window, seconds.")
-@click.option("--delay", "delay_s", default=1.0, show_default=True, help="Mean seconds from choice to report.")
+@click.option("--delay", "delay_s", default=1.0, show_default=True, help="Seconds from choice to report, see the law.")
+@click.option(
+    "--delay-law",
+    default="geometric",
+    show_default=True,
+    type=click.Choice(list(DELAYS)),
+    help="fixed: always --delay. geometric: memoryless with that mean. heavy-tailed: Pareto with that median.",
+)
 @click.option("--duplicates", default=0.02, show_default=True, help="Share of rewards reported twice.")
 @click.option("--late", default=0.01, show_default=True, help="Share of rewards reported after the window.")
-@click.option("--never", default=0.0, show_default=True, help="Share of clicks never reported.")
+@click.option(
+    "--never", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of clicks never reported."
+)
 @click.option("--answer-zeros/--clicks-only", default=False, show_default=True, help="Report what was not clicked too.")
 @click.option("--batch", default=1, show_default=True, help="Most rewards in one feedback request.")
 @click.option("--drain", "drain_s", type=float, help="Longest wait for late rewards at the end [window + 5 s].")
@@ -142,6 +159,7 @@ def users(
     rate: float | None,
     window_s: float,
     delay_s: float,
+    delay_law: str,
     duplicates: float,
     late: float,
     never: float,
@@ -166,10 +184,9 @@ def users(
         habits = Habits(
             users=users,
             visits_per_s=rate,
-            delay_s=delay_s,
+            delay=delays.never(never, DELAYS[delay_law](1000 * delay_s)),
             duplicate_share=duplicates,
             late_share=late,
-            never_share=never,
             answer_zeros=answer_zeros,
             batch=batch,
             patience_s=patience_s,

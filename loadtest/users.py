@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import numpy as np
 
+from bandits.worlds import Delay, geometric
 from loadtest.client import Address, Answer, Connection, Lost, Unreachable
 from loadtest.ledger import Ledger, Visit, outcomes
 from loadtest.worlds import World
@@ -32,21 +33,18 @@ class Habits:
 
     users: int = 16  # at the same time, each on its own connection
     visits_per_s: float | None = None  # all users together; None: the next as soon as the last is answered
-    delay_s: float = 1.0  # mean of an exponential delay between choice and report
+    delay: Delay = field(default_factory=lambda: geometric(1000.0))  # choice to report, ms; -1: never reported
     duplicate_share: float = 0.02  # reported again, soon after the first was accepted
     late_share: float = 0.01  # reported after the window has closed
-    never_share: float = 0.0  # clicked, and never reported
     answer_zeros: bool = False  # also report what was not clicked, as 0 (for policies without a default reward)
     batch: int = 1  # most rewards in one feedback request
     senders: int = 4  # connections that carry feedback
     patience_s: float = 30.0  # how long a request is repeated while the server is away
 
     def __post_init__(self) -> None:
-        for name in ("duplicate_share", "late_share", "never_share"):
+        for name in ("duplicate_share", "late_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share: from 0 to 1")
-        if self.late_share + self.never_share > 1:
-            raise ValueError("late_share and never_share together are more than all clicks")
         if self.users < 1 or self.senders < 1 or self.batch < 1:
             raise ValueError("users, senders and batch must be at least 1")
 
@@ -246,12 +244,12 @@ class Crowd:
 
     def _plan(self, decision_id: str, item: str, value: float, now: float) -> None:
         habits, closes = self.habits, now + self.world.window_s
-        lot = float(self._rng.random())
-        if lot < habits.never_share:
+        delay_ms = int(habits.delay.sample(self._rng, 1)[0])
+        if delay_ms < 0:
             self.ledger.never_answered += 1
             return
-        due = now + float(self._rng.exponential(habits.delay_s)) if habits.delay_s else now
-        late = lot < habits.never_share + habits.late_share or due > closes - MARGIN_S
+        due = now + delay_ms / 1000
+        late = self._rng.random() < habits.late_share or due > closes - MARGIN_S
         kind = "late" if late else "first"
         self._push(closes + MARGIN_S if late else due, Reward(decision_id, item, value, kind, closes))
 

@@ -34,7 +34,7 @@ from loadtest.worlds import Taste, World, films, headlines
 from server.child import ServerProcess, StartFailed
 
 WINDOW_S = 20.0
-HABITS = Habits(users=6, visits_per_s=220.0, delay_s=1.0, duplicate_share=0.02, late_share=0.01, patience_s=10.0)
+HABITS = Habits(users=6, visits_per_s=220.0, duplicate_share=0.02, late_share=0.01, patience_s=10.0)
 RECENT = 800  # visits in the click rate called "now": some four seconds
 REDRAW_S = 0.5
 LINE_S = 3.0  # between two lines where stdout is no terminal

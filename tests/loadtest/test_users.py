@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from bandits.worlds import fixed, heavy_tailed, never
 from loadtest.__main__ import main
 from loadtest.ledger import Ledger, Visit, compare
 from loadtest.probe import Probe
@@ -17,7 +18,7 @@ from loadtest.worlds import Taste, World, films, headlines
 from tests.loadtest.tiny import Tiny
 
 RATES = {"day": [0.05, 0.4, 0.1], "night": [0.3, 0.05, 0.1]}
-QUICK = Habits(users=4, delay_s=0.02, duplicate_share=0.2, late_share=0.1, patience_s=5)
+QUICK = Habits(users=4, delay=fixed(20), duplicate_share=0.2, late_share=0.1, patience_s=5)
 
 
 def world(window_s: float = 1.5) -> World:
@@ -35,7 +36,7 @@ async def test_both_sides_count_the_same_outcomes(tiny: Tiny) -> None:
 
 async def test_the_report_sees_a_server_that_loses_acknowledged_rewards(tiny: Tiny) -> None:
     tiny.forget = 3
-    habits = Habits(users=2, delay_s=0, duplicate_share=0, late_share=0)
+    habits = Habits(users=2, delay=fixed(0), duplicate_share=0, late_share=0)
     report = await simulate(tiny.url, [world(30)], habits, seconds=0.4, probe=False, drain_s=1)
     assert not report.balanced
     assert report.books[-1].server == report.books[-1].low - 3
@@ -44,7 +45,7 @@ async def test_the_report_sees_a_server_that_loses_acknowledged_rewards(tiny: Ti
 
 async def test_click_rate_leaves_random_behind_and_stays_below_the_best(tiny: Tiny) -> None:
     await set_up(tiny.url, world(30))
-    crowd = Crowd(tiny.url, world(30), Habits(users=4, delay_s=0.01, duplicate_share=0, late_share=0))
+    crowd = Crowd(tiny.url, world(30), Habits(users=4, delay=fixed(10), duplicate_share=0, late_share=0))
     ledger = await crowd.run(1.5, drain_s=1)
     overall = ledger.rates()
     assert overall.random == pytest.approx(np.mean([0.55 / 3, 0.45 / 3]), rel=0.05)
@@ -58,7 +59,7 @@ async def test_films_world_is_asked_by_embedding_and_answers_slates(tiny: Tiny) 
     taste = Taste.draw(np.random.default_rng(0), users=20, items=30, groups=3)
     one = films(taste, window_s=30, k=4, width=10)
     await set_up(tiny.url, one)
-    ledger = await Crowd(tiny.url, one, Habits(users=2, batch=50, delay_s=0, late_share=0)).run(0.4, drain_s=1)
+    ledger = await Crowd(tiny.url, one, Habits(users=2, batch=50, delay=fixed(0), late_share=0)).run(0.4, drain_s=1)
     assert ledger.rates().shown == 4 * ledger.decisions > 0
     assert tiny.outcomes["applied"] == ledger.expected["applied"] > 0
     assert ledger.statuses["feedback", 202] <= ledger.sends["first"] + ledger.sends["again"]
@@ -71,7 +72,7 @@ async def test_a_restart_in_mid_run_is_survived_and_counted(tiny: Tiny) -> None:
         await asyncio.sleep(0.4)
         await tiny.start()
 
-    habits = Habits(users=4, delay_s=0.02, duplicate_share=0.1, late_share=0, patience_s=10)
+    habits = Habits(users=4, delay=fixed(20), duplicate_share=0.1, late_share=0, patience_s=10)
     report, _ = await asyncio.gather(simulate(tiny.url, [world(30)], habits, 1.6, probe=False, drain_s=3), restart())
     total = report.total
     assert sum(total.retries.values()) > 0
@@ -85,7 +86,7 @@ async def test_a_restart_in_mid_run_is_survived_and_counted(tiny: Tiny) -> None:
 
 async def test_answers_that_got_lost_leave_a_range(tiny: Tiny) -> None:
     tiny.drop_answers = 5
-    habits = Habits(users=2, senders=1, delay_s=0, duplicate_share=0, late_share=0)
+    habits = Habits(users=2, senders=1, delay=fixed(0), duplicate_share=0, late_share=0)
     report = await simulate(tiny.url, [world(30)], habits, seconds=0.5, probe=False, drain_s=2)
     lines = {line.outcome: line for line in report.books}
     assert report.total.lost["feedback"] == 5
@@ -97,7 +98,7 @@ async def test_answers_that_got_lost_leave_a_range(tiny: Tiny) -> None:
 async def test_503_is_repeated_after_the_time_it_names(tiny: Tiny) -> None:
     await set_up(tiny.url, world(30))
     tiny.refuse["/v1/recommend"] = tiny.refuse["/v1/feedback"] = 4
-    ledger = await Crowd(tiny.url, world(30), Habits(users=2, delay_s=0, late_share=0)).run(0.4, drain_s=1)
+    ledger = await Crowd(tiny.url, world(30), Habits(users=2, delay=fixed(0), late_share=0)).run(0.4, drain_s=1)
     assert ledger.statuses["recommend", 503] == ledger.statuses["feedback", 503] == 4
     assert ledger.retries == {"recommend": 4, "feedback": 4}
     assert tiny.outcomes["applied"] == ledger.expected["applied"] > 0
@@ -106,15 +107,22 @@ async def test_503_is_repeated_after_the_time_it_names(tiny: Tiny) -> None:
 
 async def test_never_answered_clicks_and_zeros(tiny: Tiny) -> None:
     await set_up(tiny.url, world(30))
-    habits = Habits(users=2, delay_s=0, duplicate_share=0, late_share=0, never_share=0.5, answer_zeros=True)
+    habits = Habits(users=2, delay=never(0.5, fixed(0)), duplicate_share=0, late_share=0, answer_zeros=True)
     ledger = await Crowd(tiny.url, world(30), habits).run(0.4, drain_s=1)
     assert ledger.never_answered + ledger.sends["first"] == ledger.decisions
     assert ledger.never_answered == pytest.approx(ledger.decisions / 2, rel=0.3)
 
 
+async def test_heavy_tails_reach_beyond_the_window(tiny: Tiny) -> None:
+    habits = Habits(users=2, delay=heavy_tailed(200.0), duplicate_share=0, late_share=0)
+    report = await simulate(tiny.url, [world(1.2)], habits, seconds=0.5, probe=False)
+    assert report.total.sends["late"] > 0
+    assert report.balanced, report.text()
+
+
 async def test_rewards_that_did_not_fit_into_the_run_are_told(tiny: Tiny) -> None:
     await set_up(tiny.url, world(30))
-    habits = Habits(users=2, delay_s=0, duplicate_share=0, late_share=1)
+    habits = Habits(users=2, delay=fixed(0), duplicate_share=0, late_share=1)
     ledger = await Crowd(tiny.url, world(30), habits).run(0.3, drain_s=0.05)
     assert ledger.unsent > 0
     assert not ledger.sends
@@ -167,8 +175,6 @@ async def test_the_command_reports_and_exits_with_the_verdict(tiny: Tiny, tmp_pa
 def test_habits_are_checked() -> None:
     with pytest.raises(ValueError, match="late_share"):
         Habits(late_share=1.5)
-    with pytest.raises(ValueError, match="together"):
-        Habits(late_share=0.6, never_share=0.6)
 
 
 def test_tenths_part_the_run_by_time() -> None:
