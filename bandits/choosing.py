@@ -6,7 +6,7 @@ Long-lived arrays come in as addresses in one int64 array (an array argument cos
 twelve); `bandits.diag_linucb.Serving` builds it and keeps the arrays alive:
 
     place[ ]  0 indptr i64[C+1]   1 items u32[E]   2 pairs f32[E,2]   3 paused u8[N]   4 C   5 N
-              6 sums f64[N,2]     7 marks u8[N]    8 gate u8[N]       (scratch that is zero between calls)
+              6 sums f64[N,2] (16)  7 marks u8[N]    8 gate u8[N]       (scratch that is zero between calls)
               9 ids u32[2N]      10 moments f64[2,N]  11 scores f64[N]  12 order i64[3,N]
              13 slate_index u32[N]  14 slate_numbers f64[2,N] = (score, propensity)
 
@@ -18,16 +18,14 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
-from bandits.kernels import load_pair
+from bandits.kernels import add_pair, intrinsic, load_pair, take
 
 EXPLORE, EXPLOIT, THOMPSON = 0, 1, 2
 PLACES = 15
 
-_TOUCHED, _PLAYED = 1, 2  # marks of an item during one choice
 _EXCLUDED, _CANDIDATE = 1, 2  # gate of an item during one choice
 
 # What the word is used for, and where the counters of each use begin.
@@ -38,11 +36,11 @@ _REACH = 8.0  # standard deviations beyond which a normal has no mass worth coun
 
 
 @intrinsic
-def _pointer(typingctx, address, like):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _pointer(typingctx, address, like):  # type: ignore[no-untyped-def]  # noqa: ARG001  # pragma: no cover - compiled
     """The address as a pointer to elements of `like`'s type."""
     pointer = types.CPointer(like.dtype if isinstance(like, types.DTypeSpec) else like)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ARG001
         return builder.inttoptr(args[0], context.get_value_type(pointer))
 
     return pointer(address, like), codegen
@@ -71,35 +69,43 @@ def normal(word: int, item: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _accumulate(place: Any, clusters: Any, weights: Any, sums: Any, marks: Any, touched: Any) -> int:
+def _accumulate(place: Any, clusters: Any, weights: Any, touched: Any) -> int:
     """Add every edge of the context to its item's sums; list each item once in `touched`; return how many."""
     n_clusters = place[4]
     indptr = carray(_pointer(place[0], np.int64), (n_clusters + 1,))
     items = carray(_pointer(place[1], np.uint32), (indptr[n_clusters],))
-    n = np.uint64(0)
+    n = 0
     for i in range(clusters.shape[0]):
         c = clusters[i]
         if weights[i] == 0 or c >= n_clusters:  # a weight that rounds to zero is not part of the context
             continue
         w = weights[i] / 65535.0
         w2 = w * w
-        for e in range(indptr[c], indptr[c + 1]):
-            j = np.uint64(items[e])
-            mean, inverse = load_pair(place[2] + 8 * e)
-            sums[j, 0] += w * mean
-            sums[j, 1] += w2 * abs(inverse)
-            mark = marks[j]
-            touched[n] = j  # written always, kept only the first time: no branch to mispredict
-            n += np.uint64(mark == 0)
-            marks[j] = mark | _TOUCHED | (_PLAYED if inverse > 0 else 0)
-    return np.int64(n)
+        for e in range(np.uint64(indptr[c]), np.uint64(indptr[c + 1])):
+            j = items[e]
+            touched[np.uint64(n)] = j  # written always, kept only the first time: no branch to mispredict
+            n += add_pair(place[6] + 16 * np.int64(j), place[2] + np.int64(8 * e), w, w2)
+    return n
 
 
 @njit(cache=True, nogil=True)
-def _collect(place: Any, n: int, wanted: int, tiers: bool, sums: Any, marks: Any, ids: Any, moments: Any) -> Any:
+def _mark_played(place: Any, clusters: Any, weights: Any, marks: Any) -> None:
+    """marks = 1 for items with a play on an edge of the context."""
+    n_clusters = place[4]
+    indptr = carray(_pointer(place[0], np.int64), (n_clusters + 1,))
+    items = carray(_pointer(place[1], np.uint32), (indptr[n_clusters],))
+    for i in range(clusters.shape[0]):
+        c = clusters[i]
+        if weights[i] != 0 and c < n_clusters:
+            for e in range(indptr[c], indptr[c + 1]):
+                marks[items[e]] |= load_pair(place[2] + 8 * e)[1] > 0
+
+
+@njit(cache=True, nogil=True)
+def _collect(place: Any, n: int, wanted: int, tiers: bool, marks: Any, ids: Any, moments: Any) -> Any:
     """Compact the touched items that may be shown and leave the scratch at zero.
 
-    Played items come first, fresh ones after them when `tiers`; returns how many there are and where fresh ones begin.
+    With `tiers`, played items come first, fresh ones after them; returns how many there are and where fresh ones begin.
     `ids` holds the touched list in its second half and receives the compacted one in its first.
     """
     n_items = place[5]
@@ -107,14 +113,13 @@ def _collect(place: Any, n: int, wanted: int, tiers: bool, sums: Any, marks: Any
     gate = carray(_pointer(place[8], np.uint8), (n_items,))
     played, back = 0, n_items
     for t in range(n):
-        j = np.uint64(ids[n_items + t])
-        mean, spread, mark = sums[j, 0], sums[j, 1], marks[j]
-        sums[j, 0] = 0.0
-        sums[j, 1] = 0.0
+        j = ids[n_items + t]
+        mean, spread = take(place[6] + 16 * np.int64(j))
+        fresh = tiers and marks[j] == 0
         marks[j] = 0
-        if paused[j] != 0 or gate[j] != wanted:
+        if spread == 0.0 or paused[j] != 0 or gate[j] != wanted:
             continue
-        if tiers and mark == _TOUCHED:
+        if fresh:
             back -= 1
             slot = back
         else:
@@ -122,16 +127,38 @@ def _collect(place: Any, n: int, wanted: int, tiers: bool, sums: Any, marks: Any
             played += 1
         ids[slot] = j
         moments[0, slot] = mean
-        moments[1, slot] = spread
+        moments[1, slot] = math.sqrt(spread)
     count = played
     for slot in range(back, n_items):
         ids[count] = ids[slot]
         moments[0, count] = moments[0, slot]
         moments[1, count] = moments[1, slot]
         count += 1
-    for t in range(count):
-        moments[1, t] = math.sqrt(moments[1, t])
     return count, played
+
+
+@njit(cache=True, nogil=True)
+def _offer(scores: Any, t: int, found: int, n: int, left_out: int, ids: Any, word: int, order: Any) -> Any:
+    """Let position t compete for order[:n], of which `found` are taken; ties by lot. Returns (found, left_out)."""
+    if found < n:
+        i = found
+        found += 1
+    else:
+        threshold = scores[order[n - 1]]
+        if scores[t] < threshold:
+            return found, left_out
+        if scores[t] == threshold:
+            left_out += 1
+            if not _before(scores, t, order[n - 1], ids, word):
+                return found, left_out
+        else:  # who is pushed out ties with the new last one only if the last score does not rise
+            left_out = left_out + 1 if n > 1 and scores[order[n - 2]] == threshold else 0
+        i = n - 1
+    while i > 0 and _before(scores, t, order[i - 1], ids, word):
+        order[i] = order[i - 1]
+        i -= 1
+    order[i] = t
+    return found, left_out
 
 
 @njit(cache=True, nogil=True)
@@ -140,31 +167,57 @@ def _best(scores: Any, first: int, last: int, n: int, ids: Any, word: int, order
 
     Returns how many items left out tie with the last one taken.
     """
-    if n == 0:
-        return 0
-    for t in range(first, first + n):  # the first n, sorted
-        i = t - first
-        while i > 0 and _before(scores, t, order[i - 1], ids, word):
-            order[i] = order[i - 1]
-            i -= 1
-        order[i] = t
-    left_out, threshold = 0, scores[order[n - 1]]
-    for t in range(first + n, last):
-        if scores[t] < threshold:
-            continue
-        if scores[t] == threshold:
-            left_out += 1
-            if not _before(scores, t, order[n - 1], ids, word):
-                continue
-        i = n - 1
-        while i > 0 and _before(scores, t, order[i - 1], ids, word):
-            order[i] = order[i - 1]
-            i -= 1
-        order[i] = t
-        if scores[t] > threshold:  # who was pushed out ties with the last only if the last did not rise
-            left_out = left_out + 1 if scores[order[n - 1]] == threshold else 0
-            threshold = scores[order[n - 1]]
+    found = left_out = 0
+    if n > 0:
+        for t in range(first, last):
+            if found < n or scores[t] >= scores[order[n - 1]]:
+                found, left_out = _offer(scores, t, found, n, left_out, ids, word, order)
     return left_out
+
+
+@njit(cache=True, nogil=True)
+def _collect_best(
+    place: Any,
+    touched: int,
+    wanted: int,
+    alpha: float,
+    n: int,
+    word: int,
+    ids: Any,
+    moments: Any,
+    scores: Any,
+    order: Any,
+) -> Any:
+    """`_collect`, scores mean + alpha width and `_best` in one pass, keeping only items that reached the n best.
+
+    mean + alpha sqrt(spread) >= threshold needs no root to be refused: alpha^2 spread < (threshold - mean)^2.
+    Returns (kept, found, left_out).
+    """
+    n_items = place[5]
+    paused = carray(_pointer(place[3], np.uint8), (n_items,))
+    gate = carray(_pointer(place[8], np.uint8), (n_items,))
+    squared = alpha * alpha * (1.0 + 1e-12)  # room for rounding: the exact comparison follows
+    threshold = -np.inf
+    kept = found = left_out = 0
+    for t in range(touched):
+        j = ids[n_items + t]
+        mean, spread = take(place[6] + 16 * np.int64(j))
+        gap = threshold - mean
+        if gap > 0.0 and squared * spread < gap * gap:
+            continue
+        if spread == 0.0 or paused[j] != 0 or gate[j] != wanted:
+            continue
+        width = math.sqrt(spread)
+        scores[kept] = mean + alpha * width
+        if scores[kept] >= threshold:
+            ids[kept] = j
+            moments[0, kept] = mean
+            moments[1, kept] = width
+            found, left_out = _offer(scores, kept, found, n, left_out, ids, word, order)
+            kept += 1
+            if found == n:
+                threshold = scores[order[n - 1]]
+    return kept, found, left_out
 
 
 @njit(cache=True, nogil=True)
@@ -178,7 +231,7 @@ def _before(scores: Any, t: int, other: int, ids: Any, word: int) -> bool:
 def _rank(
     scores: Any, count: int, played: int, n: int, fresh_cap: int, ids: Any, word: int, order: Any, spare: Any
 ) -> int:
-    """order[:n] = up to fresh_cap fresh items (positions from `played` on), then played ones by score, then fresh again.
+    """order[:n] = up to fresh_cap fresh items (positions from `played` on), then played ones, then fresh again.
 
     Returns how many played items left out tie with the last played one taken.
     """
@@ -212,10 +265,7 @@ def _probability(
         alike += (o >= played and t >= played) or (o < played and t < played and scores[o] == scores[t])
     if alike == 0:
         return 0.0
-    if t >= played:
-        group = count - played
-    else:
-        group = alike + (left_out if scores[t] == lowest else 0)
+    group = count - played if t >= played else alike + (left_out if scores[t] == lowest else 0)
     if randomized:
         return alike / group / n
     o = order[position]
@@ -278,7 +328,6 @@ def choose(
 ) -> tuple[int, int]:
     """Fill the slate; return (number of items, mode used). `candidates` counts only when `restricted`."""
     n_items = place[5]
-    sums = carray(_pointer(place[6], np.float64), (n_items, 2))
     marks = carray(_pointer(place[7], np.uint8), (n_items,))
     gate = carray(_pointer(place[8], np.uint8), (n_items,))
     ids = carray(_pointer(place[9], np.uint32), (2 * n_items + 1,))
@@ -299,10 +348,32 @@ def choose(
     for i in range(candidates.shape[0]):
         if 0 <= candidates[i] < n_items:
             gate[candidates[i]] |= _CANDIDATE
-    tiers = fresh_first and mode != EXPLOIT and explore_share > 0.0
-    touched = _accumulate(place, clusters, weights, sums, marks, ids[n_items:])
     wanted = _CANDIDATE if restricted else 0
-    count, played = _collect(place, touched, wanted, tiers, sums, marks, ids, moments)
+    tiers = fresh_first and mode != EXPLOIT and explore_share > 0.0
+    randomized = randomize_top > 1
+    n = min(max(k, randomize_top) if randomized else k, n_items)
+    means, widths = moments[0], moments[1]
+    explore_left = exploit_left = 0
+    touched = _accumulate(place, clusters, weights, ids[n_items:])
+    if not (both or tiers or used == THOMPSON or n == 0):  # one ranking of one tier: all in one pass
+        spread = alpha if exploring else 0.0
+        ranking = order[0] if exploring else order[1]
+        count, n, left = _collect_best(place, touched, wanted, spread, n, word, ids, moments, scores, ranking)
+        played = count
+        explore_left = exploit_left = left
+    else:
+        if tiers:
+            _mark_played(place, clusters, weights, marks)
+        count, played = _collect(place, touched, wanted, tiers, marks, ids, moments)
+        n = min(n, count)
+        if exploring or both:
+            for t in range(count):
+                z = normal(word, ids[t]) if mode == THOMPSON else 1.0
+                scores[t] = means[t] + alpha * widths[t] * z
+            fresh_cap = math.ceil(fresh_share * n - 1e-9) if tiers else 0
+            explore_left = _rank(scores, count, played, n, fresh_cap, ids, word, order[0], order[2])
+        if both or not exploring:
+            exploit_left = _best(means, 0, count, n, ids, word, order[1])
     for i in range(exclude.shape[0]):
         if 0 <= exclude[i] < n_items:
             gate[exclude[i]] = 0
@@ -310,23 +381,7 @@ def choose(
         if 0 <= candidates[i] < n_items:
             gate[candidates[i]] = 0
 
-    k = min(k, count)
-    randomized = randomize_top > 1
-    n = min(count, max(k, randomize_top)) if randomized else k
-    fresh_cap = int(math.ceil(fresh_share * n - 1e-9)) if tiers else 0
-    means, widths = moments[0], moments[1]
-    explore_left = exploit_left = 0
-    if exploring or both:
-        if mode == EXPLORE:
-            for t in range(count):
-                scores[t] = means[t] + alpha * widths[t]
-        else:
-            for t in range(count):
-                scores[t] = means[t] + alpha * widths[t] * normal(word, ids[t])
-        explore_left = _rank(scores, count, played, n, fresh_cap, ids, word, order[0], order[2])
-    if both or not exploring:
-        exploit_left = _best(means, 0, count, n, ids, word, order[1])
-
+    k = min(k, n)
     chosen = order[0] if exploring else order[1]
     if randomized:  # the slate is a random sample of the n best; swapping moves nothing out of them
         for i in range(k):

@@ -15,7 +15,7 @@ decision's time t, and now: mean_j = sum_c w_c b / (d + prior g), width_j^2 = su
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -132,11 +132,11 @@ class Context(NamedTuple):
 
 
 class Slate(NamedTuple):
-    """What is shown: item index u32[k'], score f64[k'], propensity f64[k'] (NaN: no exact value), mode code used."""
+    """What is shown: item indices u32[k'], scores f64[k'], propensities f64[k'] (NaN: none exact), mode code used."""
 
-    index: NDArray[np.uint32]
-    score: NDArray[np.float64]
-    propensity: NDArray[np.float64]
+    items: NDArray[np.uint32]
+    scores: NDArray[np.float64]
+    propensities: NDArray[np.float64]
     mode: int
 
 
@@ -167,21 +167,22 @@ class Serving:
         paused = np.zeros(n_items, np.uint8) if paused is None else paused
         self._index = np.empty(n_items, np.uint32)
         self._numbers = np.empty((2, n_items))
-        self._arrays = (
+        arrays: Any = (
             *(indptr, items, pairs, paused),
-            *(np.zeros((n_items, 2)), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
+            *(_aligned_zeros(n_items), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
             *(np.empty(2 * n_items + 1, np.uint32), np.empty((2, n_items)), np.empty(n_items)),
             *(np.empty((3, n_items), np.int64), self._index, self._numbers),
         )
+        self._arrays = arrays  # the kernel holds addresses only
         kinds = ["i8", "u4", "f4", "u1", "f8", "u1", "u1", "u4", "f8", "f8", "i8", "u4", "f8"]
-        for array, kind in zip(self._arrays, kinds, strict=True):
+        for array, kind in zip(arrays, kinds, strict=True):
             assert array.dtype == np.dtype(kind)
             assert array.flags.c_contiguous
             assert array.ctypes.data % array.dtype.itemsize == 0
         assert len(items) == len(pairs) == int(indptr[-1])
         assert pairs.ctypes.data % 8 == 0, "a pair is written by one 8-byte store"
         assert len(paused) == n_items
-        addresses = [array.ctypes.data for array in self._arrays]
+        addresses = [array.ctypes.data for array in arrays]
         self._place = np.array([*addresses[:4], self.n_clusters, n_items, *addresses[4:]], np.int64)
         assert len(self._place) == PLACES
         p = parameters
@@ -194,7 +195,7 @@ class Serving:
         """The context of a user embedding f32[dim]: its K nearest centroids by inner product and their weights.
 
         Raises:
-            DiagError: field `embedding`: another length than the centroids', or numbers that are not finite or too large.
+            DiagError: field `embedding`: another length than the centroids', or numbers not finite or too large.
         """
         vector = np.ascontiguousarray(embedding, np.float32)
         if vector.shape != (self.centroids.shape[1],) or vector.size == 0:
@@ -229,13 +230,20 @@ class Serving:
             mode = self._mode
         else:
             share = 1.0
-        restricted = candidates is not None
+        wanted = _NO_ITEMS if candidates is None else candidates
         got, used = choose_kernel(
-            *(self._place, clusters, weights, exclude, candidates if restricted else _NO_ITEMS, restricted, k, mode),
+            *(self._place, clusters, weights, exclude, wanted, candidates is not None, k, mode),
             *(alpha, share, top, first, fresh_share, word),
         )
         numbers = self._numbers[:, :got].copy()
         return Slate(self._index[:got].copy(), numbers[0], numbers[1], used)
+
+
+def _aligned_zeros(n_items: int) -> NDArray[np.float64]:
+    """f64[N, 2] of zeros whose rows lie on 16 bytes: the kernel moves a row at once."""
+    flat = np.zeros(2 * n_items + 1)
+    shift = flat.ctypes.data % 16 // 8
+    return flat[shift : shift + 2 * n_items].reshape(n_items, 2)
 
 
 class DiagLinUCB:
@@ -251,7 +259,7 @@ class DiagLinUCB:
     >>> policy.decided(user, [1])                      # "b" was shown
     >>> policy.rewarded(user, 1, 1.0)                  # and clicked
     >>> slate = policy.choose(user, k=2, rng=np.random.default_rng(1))
-    >>> [graph.ids[i] for i in slate.index], slate.score.tolist()   # b / (d + prior) = 1 / (1 + 1)
+    >>> [graph.ids[i] for i in slate.items], slate.scores.tolist()   # b / (d + prior) = 1 / (1 + 1)
     (['b', 'a'], [0.5, 0.0])
     """
 
@@ -303,7 +311,7 @@ class DiagLinUCB:
     def rewarded(
         self, context: Context, item: int, reward: float, old: float | None = None, time_ms: int | None = None
     ) -> None:
-        """The item shown to this user brought `reward`; `old` is what an earlier call said, `time_ms` the decision's."""
+        """The item shown brought `reward`; `old` is what an earlier call said, `time_ms` the decision's time."""
         before = self.default if old is None else old
         self._learn(context, [item], float(before is None), reward - (before or 0.0), time_ms)
 

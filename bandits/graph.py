@@ -113,7 +113,7 @@ class Graph:
         _check_indptr(indptr, len(items))
         cluster = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
         index = index[np.lexsort((index, cluster))]
-        return cls(arrays["centroids"], indptr, index, tuple(str(i) for i in external.tolist()))
+        return cls(arrays["centroids"], indptr, index.astype(np.uint32), tuple(str(i) for i in external.tolist()))
 
     def save(self, path: str | Path) -> None:
         """Write the .npz file."""
@@ -128,7 +128,7 @@ class Graph:
         """This graph with one more item, of index N, joined to these clusters.
 
         Raises:
-            GraphError: field `id` where the item is there already, `clusters` where one is not a cluster or comes twice.
+            GraphError: field `id` where the item is there already, `clusters` where one is none or comes twice.
         """
         if item_id in self.ids:
             raise GraphError("id", f"{item_id!r} is in the graph already")
@@ -184,7 +184,7 @@ def by_item(graph: Graph, member: NDArray[np.bool_] | None = None) -> ItemEdges:
     return ItemEdges(np.concatenate(([0], np.cumsum(counts))).astype(np.int64), cluster[serving], serving)
 
 
-def _array(field: str, value: Any, dtype: type[np.generic], ndim: int) -> NDArray[Any]:
+def _array(field: str, value: Any, dtype: Any, ndim: int) -> NDArray[Any]:
     """The value as a read-only, contiguous array of that type, if it loses nothing."""
     array = np.asarray(value)
     whole = np.issubdtype(dtype, np.integer)

@@ -7,28 +7,34 @@ Two orders of the same edges, both fixed by the graph:
     cluster order (serving)    pairs   f32[E, 2]   row = (mean, inverse), 8 bytes, little endian:
 
         byte 0        4        8
-             | mean   | inverse |      mean = b / (d + prior g),  |inverse| = g / (d + prior g),  inverse < 0: no play yet
+             | mean   | inverse |      mean = b / (d + prior g),  |inverse| = g / (d + prior g),  < 0: no play yet
              +--------+---------+
 
-A row is written with one aligned 8-byte store and read with one aligned 8-byte load, so a reader in another process sees
-an old row or a new one and never half of each.
+A row is written with one aligned 8-byte store and read with one aligned 8-byte load, so a reader in another process
+sees an old row or a new one and never half of each.
 """
 
+# ruff: noqa: ARG001 - the arguments of an intrinsic are names for its types; its code generator gets the values.
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _typed_intrinsic
 from numpy.typing import NDArray
 
+intrinsic: Any = _typed_intrinsic  # its calls have fewer arguments than its type says
+
+_I64, _TWO = ir.IntType(64), ir.VectorType(ir.DoubleType(), 2)
 F32_MAX = 3.0e38  # means beyond it are held there: an infinite mean times a zero weight would be NaN
+F32_TINY = 1.0e-30  # a sum of widths that is 0 means "not touched" to the kernel that chooses
 
 
 @intrinsic
 def load_pair(typingctx, address):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """The row of `pairs` at this address, (mean, inverse), by one atomic load: the optimiser may not split it in two."""
+    """The row of `pairs` at this address, (mean, inverse), by one atomic load: the optimiser may not split it."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -53,6 +59,45 @@ def store_pair(typingctx, address, mean, inverse):  # type: ignore[no-untyped-de
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32, types.float32), codegen
+
+
+@intrinsic
+def add_pair(typingctx, sums, pair, w, w2):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """sums += (w mean, w2 |inverse|) for two float64 at address `sums`; 1 if the second was 0 before, else 0.
+
+    The pair is read by one atomic load. Written out because the compiler's code for the plain loop takes twice as long.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        word = builder.load_atomic(builder.inttoptr(args[1], _I64.as_pointer()), ordering="monotonic", align=8)
+        word = builder.and_(word, ir.Constant(_I64, 0x7FFFFFFFFFFFFFFF))  # without the sign of the inverse
+        pair = builder.fpext(builder.bitcast(word, ir.VectorType(ir.FloatType(), 2)), _TWO)
+        factors = ir.Constant(_TWO, ir.Undefined)
+        for i in (0, 1):
+            factors = builder.insert_element(factors, args[2 + i], ir.Constant(ir.IntType(32), i))
+        second = builder.add(args[0], ir.Constant(_I64, 8))
+        before = builder.load(builder.inttoptr(second, _I64.as_pointer()))
+        place = builder.inttoptr(args[0], _TWO.as_pointer())
+        old = builder.load(place, align=16)
+        builder.store(builder.fadd(old, builder.fmul(pair, factors)), place, align=16)
+        return builder.zext(builder.icmp_unsigned("==", before, ir.Constant(_I64, 0)), _I64)
+
+    return types.int64(types.int64, types.int64, types.float64, types.float64), codegen
+
+
+@intrinsic
+def take(typingctx, sums):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """The two float64 at this address, which become 0."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        place = builder.inttoptr(args[0], _TWO.as_pointer())
+        old = builder.load(place, align=16)
+        builder.store(ir.Constant(_TWO, [0.0, 0.0]), place, align=16)
+        return cgutils.pack_struct(
+            builder, [builder.extract_element(old, ir.Constant(ir.IntType(32), i)) for i in (0, 1)]
+        )
+
+    return types.UniTuple(types.float64, 2)(types.int64), codegen
 
 
 # ---------------------------------------------------------------------------------------------------------- learning
@@ -146,7 +191,7 @@ def _refresh_one(address: int, b: float, d: float, prior: float, g: float) -> No
     mean = b / total
     mean = mean if mean < F32_MAX else F32_MAX
     mean = mean if mean > -F32_MAX else -F32_MAX
-    inverse = g / total
+    inverse = max(g / total, F32_TINY)
     store_pair(address, np.float32(mean), np.float32(inverse if d > 0.0 else -inverse))
 
 
@@ -196,7 +241,7 @@ def nearest(
 ) -> int:
     """The clusters.shape[0] centroids of largest inner product with `embedding`, nearest first, and their weights.
 
-    A float32 scan keeps a shortlist a little longer than asked for (its sums depend on the vector width of the machine);
+    A float32 scan keeps a shortlist a little longer than asked for (its sums depend on the machine's vectors);
     the shortlist is ranked again in float64, ties to the lower cluster, and w = softmax(similarity / temperature) is
     rounded to 1/65535. Returns how many were found: fewer than asked only when a product is not finite.
     """
