@@ -157,7 +157,7 @@ class Banker(Arms):
     brought to [0, 1] by the running range of the rewards; rule "classic" only).
     rule: "reserve" or "classic", see the module. c: the size of investments (None: 2 for reserve, 0.5 for classic,
     0.3 for classic with tsallis). rho (classic): the part of the outstanding money that is kept in reserve.
-    max_outstanding (classic): plays that may wait for feedback at once; each takes K + 8 floats, and a play beyond
+    max_outstanding (classic): plays that may wait for feedback at once; each takes K + 9 floats, and a play beyond
     them is not funded.
 
     >>> policy, rng = Banker(), np.random.default_rng(0)
@@ -231,6 +231,8 @@ class Banker(Arms):
         return grown
 
     def _scale(self, state: Floats) -> float:
+        if self.regularizer == "tsallis":
+            return float(state[banker_classic.HI] - state[banker_classic.LO])
         return float(state[banker_classic.C if self.classic else C])
 
     def _weigh(self, state: Floats, active: Mask, chances: Floats, scores: Floats) -> None:

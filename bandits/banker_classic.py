@@ -7,7 +7,7 @@ is one mean dual), and before a play the bank holds at least rho times the outst
     row      PLAYS, REWARDS, TAUGHT, pool
     tail     max_outstanding entries; the first OUT of them are plays that wait:
              stream, sequence (the decision number's halves, exact in a double), arm, p, sigma, out, expires_ms,
-             default, then y (K floats): the dual the play's money was withdrawn at
+             has_default, default, then y (K floats): the dual the play's money was withdrawn at
 
 An entry leaves at its answer, or when the log's time passes its window: then its reward was the default, and without a
 default its money returns as it was. So V + SIGMA_OUT = BORROWED always, in units of the scale C.
@@ -28,8 +28,8 @@ V, C, S_ARRIVED, S_OUT, S_ALL, T, OUT, SIGMA_OUT, BORROWED, NEXT_EXPIRY, HI, LO,
 HEADER = 13
 POOL = OWN
 COLUMNS = OWN + 1
-STREAM, SEQUENCE, ARM, P, SIGMA, OUT_THEN, EXPIRES, DEFAULT = range(8)
-ENTRY = 8
+STREAM, SEQUENCE, ARM, P, SIGMA, OUT_THEN, EXPIRES, HAS_DEFAULT, DEFAULT = range(9)
+ENTRY = 9
 STEP_MAX = 1e15  # beyond it a dual is past telling, and a sum of them stays finite
 
 
@@ -91,7 +91,9 @@ def play(state: Floats, n_arms: int, barrier: bool, c: float, rho: float, op: An
     state[entry + OUT_THEN] = float(out)
     expires = float(op.time_ms + op.window_ms)
     state[entry + EXPIRES] = expires
-    state[entry + DEFAULT] = op.default
+    known = not math.isnan(op.default)
+    state[entry + HAS_DEFAULT] = 1.0 if known else 0.0
+    state[entry + DEFAULT] = op.default if known else 0.0
     for i in range(n_arms):
         state[entry + ENTRY + i] = pool[i] * factor
     state[NEXT_EXPIRY] = expires if out == 0 else min(state[NEXT_EXPIRY], expires)
@@ -166,8 +168,7 @@ def expire(state: Floats, n_arms: int, barrier: bool, log_time_ms: int) -> None:
     while e < int(state[OUT]):
         entry = HEADER + n_arms * COLUMNS + e * (ENTRY + n_arms)
         if log_time_ms > state[entry + EXPIRES]:
-            reward = state[entry + DEFAULT]
-            settle(state, n_arms, barrier, e, not math.isnan(reward), reward)
+            settle(state, n_arms, barrier, e, state[entry + HAS_DEFAULT] == 1.0, state[entry + DEFAULT])
         else:
             if e == 0 or state[entry + EXPIRES] < state[NEXT_EXPIRY]:
                 state[NEXT_EXPIRY] = state[entry + EXPIRES]

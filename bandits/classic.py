@@ -168,6 +168,10 @@ class Sampler(Arms):
     learns_slate: ClassVar[bool] = True
     propensity: bool
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.propensity, bool):
+            raise ParameterError("propensity", f"must be true or false, not {self.propensity!r}")
+
     def _sample(self, state: Floats, rng: np.random.Generator) -> Floats:
         raise NotImplementedError
 

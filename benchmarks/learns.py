@@ -123,7 +123,7 @@ def flatness(longest: int, seeds: int, threads: int) -> list[dict[str, float | s
 
 
 def run(quick: bool, seeds: int = 16, problems: int = 478, file: Path = UPWORTHY, threads: int = 2) -> dict[str, Any]:
-    """All tables. Keys: `tables` (title to rows), `flatness`, `bars` (bar, measured, limit, holds), `text` (Markdown)."""
+    """All tables. Keys: `tables` (title to rows), `flatness`, `bars` (measured, limit, holds), `text` (Markdown)."""
     horizon = 200_000
     if quick:
         seeds, problems, horizon = 2, 24, 20_000
