@@ -106,7 +106,7 @@ class Settings:
         False, "Listen on an address that is not loopback without any API key: everyone who reaches it is admin."
     )
     log_level: str = setting("info", "What is written to stderr.", choices=LOG_LEVELS)
-    access_log: bool = setting(False, "A line on stderr for every request; it costs about half the throughput.")
+    access_log: bool = setting(False, "A line on stderr for every request; it slows the server down.")
 
     def __post_init__(self) -> None:
         if not (self.api_keys or self.allow_open or is_loopback(self.host)):
