@@ -1,0 +1,203 @@
+"""The engine of one worker: its view of the replica, and a channel to the host's agent.
+
+`Channel` is a unix socket in a worker of its own (`server.ipc`) and a direct call where the agent lives in the same
+process (`server.local`); everything else is the same code.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from bandits.graph import Graph
+from server import errors
+from server.engine import ControlResult, PolicyInfo
+from server.feedback import judge
+from server.outbox import Outbox, pack
+from server.recommender import Recommender, Views
+from server.schemas import Arms, Decision, FeedbackRow, ItemInfo, RecommendRequest, Status, Verdict
+from server.shared import (
+    AGENT_BEAT,
+    AWAY,
+    BEAT,
+    BEHIND_SINCE,
+    DRAINING,
+    LEARNER_BEAT,
+    LOG,
+    PID,
+    SEEN,
+    STORE,
+    HostFile,
+    RunFolder,
+)
+from server.views import DiagView
+from streaming.control import ControlRecord, to_json
+from streaming.log import Clock, wall_clock
+
+TICK_S = 0.02
+SILENT_MS = 3_000  # without a sign of life for so long, a process is said to be away
+STALE_MS = 5_000
+_ARMS = msgspec.msgpack.Decoder(Arms)
+_RESULT = msgspec.msgpack.Decoder(ControlResult)
+_TEXT = msgspec.msgpack.Decoder(str)
+_BYTES = msgspec.msgpack.Decoder(bytes)
+
+
+class Channel(Protocol):
+    """What a worker asks of the agent."""
+
+    def send(self, number: int, batch: bytes) -> bool:
+        """Hands over a batch of decisions; False while the agent is away."""
+
+    async def rewards(self, batch: bytes) -> None:
+        """Returns after the durable append of these rewards; raises Problem 503."""
+
+    async def call(self, method: str, *args: Any) -> bytes:
+        """One of `Agent.call`'s methods; MessagePack of what it returns. Raises Problem."""
+
+
+class HostEngine:
+    """`server.engine.Engine` for the worker that owns row `worker` of the host file.
+
+    Make it inside the running loop that serves the requests. `start` once the channel is there, `drain` at the end.
+    """
+
+    def __init__(
+        self,
+        host: HostFile,
+        folder: RunFolder,
+        worker: int,
+        flush_ms: float,
+        channel: Channel,
+        clock: Clock = wall_clock,
+    ) -> None:
+        self.host, self.row, self.channel = host, host.row(worker), channel
+        self._clock = clock
+        self.views = Views(host, self.row, folder, clock)
+        loop = asyncio.get_running_loop()
+        self.outbox = Outbox(self.row, flush_ms / 1000, loop.call_later)
+        self.outbox.send = channel.send
+        self.recommender = Recommender(self.views, self.outbox, self.row, clock=clock)
+        self.draining = False
+        self._ticker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Shows that this worker lives, and keeps its catalog new while no request comes."""
+        self.row[SEEN] = 0
+        self.row[BEAT] = self._clock()
+        self.row[PID] = os.getpid()
+        self._tick()
+        self._ticker = asyncio.get_running_loop().create_task(self._ticking())
+
+    async def _ticking(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._tick()
+
+    def _tick(self) -> None:
+        self.row[BEAT] = self._clock()
+        with contextlib.suppress(errors.Problem, OSError):
+            self.views.refresh()
+            self.views.choose_key()
+
+    async def drain(self, seconds: float) -> None:
+        """Hands over every decision and waits, so long, until the log has them."""
+        self.draining = True
+        self.outbox.flush()
+        deadline = asyncio.get_running_loop().time() + seconds
+        while len(self.outbox) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.005)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self.row[PID] = 0
+
+    # ------------------------------------------------------------------------------------------------------- engine
+
+    def recommend(self, query: RecommendRequest) -> Decision:
+        """See `Engine.recommend`."""
+        return self.recommender.recommend(query)
+
+    async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
+        """See `Engine.feedback`."""
+        if not self.views.generation:
+            self.views.refresh()
+            if not self.views.generation:
+                raise errors.not_ready()
+        verdicts, by_shard = judge(rows, self.views, self.row)
+        if by_shard:
+            await self.channel.rewards(pack(by_shard))
+        return verdicts
+
+    async def control(self, record: ControlRecord, if_version: int | None = None) -> ControlResult:
+        """See `Engine.control`."""
+        return _RESULT.decode(await self.channel.call("control", to_json(record), if_version))
+
+    async def put_blob(self, data: bytes) -> str:
+        """See `Engine.put_blob`."""
+        return _TEXT.decode(await self.channel.call("put_blob", data))
+
+    async def policies(self) -> list[PolicyInfo]:
+        """See `Engine.policies`."""
+        self.views.refresh()
+        return [view.info() for _, view in sorted(self.views.by_name.items())]
+
+    async def policy(self, name: str) -> PolicyInfo:
+        """See `Engine.policy`."""
+        return self.views.view(name).info()
+
+    async def item(self, policy: str, item: str) -> ItemInfo:
+        """See `Engine.item`."""
+        return self.views.view(policy).item(item)
+
+    async def graph(self, policy: str) -> Graph:
+        """See `Engine.graph`."""
+        view = self.views.view(policy)
+        if not isinstance(view, DiagView):
+            raise errors.no_graph(policy)
+        return view.graph()
+
+    async def arms(self, policy: str, segment: str, limit: int, offset: int) -> Arms:
+        """See `Engine.arms`."""
+        self.views.view(policy)
+        return _ARMS.decode(await self.channel.call("arms", policy, segment, limit, offset))
+
+    def status(self) -> Status:
+        """See `Engine.status`."""
+        with contextlib.suppress(errors.Problem, OSError):
+            self.views.refresh()
+        draining = self.draining or bool(self.host[DRAINING])
+        now_ms, since = self._clock(), self.host[BEHIND_SINCE]
+        staleness_ms = max(0, now_ms - since) if since else None
+        return Status(
+            bool(self.views.generation) and not draining,
+            draining,
+            self._degraded(now_ms, staleness_ms),
+            len(self.views.by_name),
+            staleness_ms,
+        )
+
+    def _degraded(self, now_ms: int, staleness_ms: int | None) -> list[str]:
+        host = self.host
+        found = []
+        if now_ms - host[AGENT_BEAT] > SILENT_MS:
+            found.append("The agent is away: feedback and changes are refused, decisions wait for it.")
+        if host[LOG] == AWAY:
+            found.append("The event log is away: feedback and changes are refused, decisions wait for it.")
+        if host[STORE] == AWAY:
+            found.append("The parameter store is away: decisions are made with the parameters of before.")
+        if now_ms - host[LEARNER_BEAT] > SILENT_MS:
+            found.append("The learner is away: rewards are kept in the log and learned when it is back.")
+        elif staleness_ms is not None and staleness_ms > STALE_MS:
+            found.append(f"Parameters are {staleness_ms / 1000:.0f} s behind the log; the learner is catching up.")
+        return found
+
+    async def metrics(self) -> bytes:
+        """See `Engine.metrics`."""
+        return _BYTES.decode(await self.channel.call("metrics"))
+
+    def count(self, route: str, outcome: str, seconds: float) -> None:
+        """See `Engine.count`."""
+        self.row.request(route, outcome, seconds)

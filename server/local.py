@@ -1,0 +1,112 @@
+"""The whole loop inside one process: agent and learner as threads. For tests, notebooks, and an app of one's own.
+
+async with local_engine(Settings(data=Path("croupier-data"))) as engine:
+    ...
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+from server import data, errors
+from server.agent import Agent
+from server.host import HostEngine
+from server.learner_loop import LearnerLoop
+from server.outbox import unpack
+from server.settings import Settings
+from server.shared import HostFile, run_folder
+from streaming.log import Clock, wall_clock
+
+log = logging.getLogger(__name__)
+
+
+class DirectChannel:
+    """The channel of a worker that lives with its agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._loop = asyncio.get_running_loop()
+        self.engine: HostEngine | None = None
+
+    def send(self, number: int, batch: bytes) -> bool:
+        """See `Channel.send`."""
+
+        def done(error: Exception | None) -> None:
+            if error is None and self.engine is not None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self.engine.outbox.confirmed, number)
+
+        self._agent.writer.submit(list(unpack(batch)), done, keep=True)
+        return True
+
+    async def rewards(self, batch: bytes) -> None:
+        """See `Channel.rewards`."""
+        appended: asyncio.Future[Exception | None] = self._loop.create_future()
+
+        def settle(error: Exception | None) -> None:
+            if not appended.done():
+                appended.set_result(error)
+
+        def done(error: Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(settle, error)
+
+        self._agent.writer.submit(list(unpack(batch)), done)
+        error = await appended
+        if error is not None:
+            raise errors.unavailable(f"The event log is away: {error}.") from error
+
+    async def call(self, method: str, *args: Any) -> bytes:
+        """See `Channel.call`."""
+        return await asyncio.to_thread(self._agent.call, method, list(args))
+
+
+@contextlib.asynccontextmanager
+async def local_engine(settings: Settings, clock: Clock = wall_clock) -> AsyncIterator[HostEngine]:
+    """An engine on the data folder of `settings`, from here to the end of the block, when all of it is committed."""
+    lock = await asyncio.to_thread(data.take, settings.data)
+    try:
+        store_id = await asyncio.to_thread(data.prepare, settings.data, settings.shards)
+        folder = run_folder(settings.data, store_id, settings.run_dir)
+        host = HostFile.create(folder, 1)
+        parts = data.open_parts(settings.data, write=True, clock=clock)
+        learner_parts = data.open_parts(settings.data, write=False, clock=clock)
+        agent = Agent(parts.log, parts.store, host, folder, clock)
+        loop = LearnerLoop(
+            learner_parts.log, learner_parts.store, host, settings.learner_poll_ms / 1000,
+            settings.snapshot_interval_s, settings.keep_snapshots, clock=clock,
+        )  # fmt: skip
+        learner = threading.Thread(target=_run, args=(loop,), name="learner", daemon=True)
+        try:
+            await asyncio.to_thread(agent.open)
+            learner.start()
+            channel = DirectChannel(agent)
+            engine = HostEngine(host, folder, 0, settings.flush_ms, channel, clock)
+            channel.engine = engine
+            engine.start()
+            try:
+                yield engine
+            finally:
+                await engine.drain(settings.drain_s)
+        finally:
+            await asyncio.to_thread(agent.writer.stop)
+            loop.stop.set()
+            if learner.is_alive():
+                await asyncio.to_thread(learner.join, 30.0)
+            await asyncio.to_thread(agent.close)
+            learner_parts.close()
+            parts.close()
+            folder.remove()
+    finally:
+        os.close(lock)
+
+
+def _run(loop: LearnerLoop) -> None:
+    try:
+        loop.run()
+    except Exception:
+        log.exception("the learner stops")

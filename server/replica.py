@@ -1,0 +1,210 @@
+"""The replica: what the store holds, as the workers of this host see it. One per agent; the agent's follower drives it.
+
+    store --changes--> one State per shard --rows that changed--> tables in shared memory   (in place, at once)
+                             `-- control ----------------------> catalog                    (swapped whole)
+
+Shards apply a control record at their own pace. A policy's entry in the catalog changes when all shards show the same
+version of it; until then the former one stands, and what shards learn for tables of another shape waits.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from bandits.graph import Graph
+from server import catalog as catalogs
+from server import tables
+from server.catalog import Catalog, Entry
+from server.shared import GENERATION, HostFile, RunFolder
+from server.tables import ALL_ROWS, DiagTable, Rows, Table
+from streaming.control import ControlState, Policy
+from streaming.log import wall_clock
+from streaming.state import State
+from streaming.store import NOTHING, Commit, Manifest, ParameterStore
+
+
+class ShardImage:
+    """One shard as this host holds it, up to commit `last`."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.control = ControlState()
+        self.last = NOTHING
+        self.head = 0
+        self.log_time_ms = 0
+
+
+class Replica:
+    """Follows the store and publishes. `poll` and everything else is called from one thread."""
+
+    def __init__(
+        self,
+        store: ParameterStore,
+        manifest: Manifest,
+        host: HostFile,
+        folder: RunFolder,
+        clock: Callable[[], int] = wall_clock,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._folder = folder
+        self._clock = clock
+        self.shards = [ShardImage() for _ in range(manifest.shards)]
+        self.tables: dict[int, Table] = {}
+        self._entries: dict[str, Entry] = {}  # as in the catalog
+        self._behind: set[int] = set()  # policies whose tables wait until all shards agree
+        self.catalog = Catalog(0, manifest.shards, {}, [])
+        self.shown = (0, 0)  # (control record, the generation of the catalog that shows it)
+        self.reloads = 0
+
+    def load(self) -> None:
+        """Reads everything and publishes it."""
+        for number in range(len(self.shards)):
+            self._reload(number)
+        self._publish(force=True)
+
+    def poll(self) -> int:
+        """Applies what was committed since the last call; returns the number of commits."""
+        applied = 0
+        control = False
+        for number, shard in enumerate(self.shards):
+            if self._store.last(number)[0] == shard.last:
+                continue
+            commits = self._store.changes(number, shard.last)
+            if commits is None:
+                self._reload(number)
+                self.reloads += 1
+                control = True
+                applied += 1
+                continue
+            before = shard.control.applied
+            self._apply(number, commits)
+            now_ms = self._clock()
+            for commit in commits:
+                self._host.visible(max(0, now_ms - commit.first_time_ms) / 1000)
+            applied += len(commits)
+            control |= shard.control.applied != before
+        if control or self._behind:
+            self._publish()
+        return applied
+
+    def sweep(self) -> None:
+        """Lets time pass for policies that forget."""
+        now_ms = self._clock()
+        for table in self.tables.values():
+            if isinstance(table, DiagTable) and table.entry.number not in self._behind:
+                table.sweep(self._states, now_ms)
+
+    def policy(self, name: str) -> Policy | None:
+        """The policy as all shards have it, and the catalog shows it."""
+        entry = self._entries.get(name)
+        found = self.shards[0].control.policies.get(name)
+        if entry is None or found is None or found.number != entry.number or entry.number in self._behind:
+            return None
+        return found
+
+    @property
+    def _states(self) -> list[State]:
+        return [shard.state for shard in self.shards]
+
+    def _reload(self, number: int) -> None:
+        """One shard from the store; its tables are written anew."""
+        image = self._store.load(number)
+        shard = self.shards[number] = ShardImage()
+        shard.state.load(image.parts.values(), [commit.delta for commit in image.deltas])
+        shard.last, shard.head = image.last
+        if "control" in shard.state:
+            shard.control = ControlState.decode(shard.state["control"].tobytes())
+        if image.deltas:
+            shard.log_time_ms = image.deltas[-1].log_time_ms
+        for policy in shard.control.policies.values():
+            self._write(number, policy.number, {"edges": ALL_ROWS, "banks": ALL_ROWS})
+
+    def _apply(self, number: int, commits: list[Commit]) -> None:
+        shard = self.shards[number]
+        changed: dict[int, dict[str, Rows]] = {}
+
+        def note(name: str, index: Rows) -> None:
+            kind, _, policy = name.partition("/")
+            if kind in ("edges", "banks"):
+                rows = changed.setdefault(int(policy), {})
+                old = rows.get(kind, np.empty(0, np.int64))
+                rows[kind] = ALL_ROWS if index is ALL_ROWS or old is ALL_ROWS else np.concatenate([old, index])
+            elif name == "control":
+                changed.setdefault(-1, {})
+
+        for commit in commits:
+            shard.state.apply(commit.delta, note)
+            shard.last, shard.head, shard.log_time_ms = commit.id, commit.head, commit.log_time_ms
+        if changed.pop(-1, None) is not None:
+            shard.control = ControlState.decode(shard.state["control"].tobytes())
+        for policy, rows in changed.items():
+            self._write(number, policy, rows)
+
+    def _write(self, number: int, policy: int, rows: dict[str, Rows]) -> None:
+        """Rows of one shard into the policy's table, unless the table has to be made anew first."""
+        table = self.tables.get(policy)
+        shard = self.shards[number]
+        if table is None or policy in self._behind:
+            return
+        mine = next((each for each in shard.control.policies.values() if each.number == policy), None)
+        if mine is None or not table.fits(mine, [shard.state]):
+            self._behind.add(policy)
+            return
+        table.write(number, shard.state, rows, self._clock())
+
+    def _agreed(self) -> dict[str, Policy | None]:
+        """name -> the policy where all shards show one version of it, None where none of them has it."""
+        controls = [shard.control for shard in self.shards]
+        names = set(self._entries).union(*(control.policies for control in controls))
+        agreed: dict[str, Policy | None] = {}
+        for name in names:
+            found = [control.policies.get(name) for control in controls]
+            if len({(each.number, each.version) if each else None for each in found}) == 1:
+                agreed[name] = found[0]
+        return agreed
+
+    def _publish(self, force: bool = False) -> None:
+        """Brings the catalog up to what all shards agree on, and swaps it where that changes anything."""
+        entries = dict(self._entries)
+        for name, policy in self._agreed().items():
+            if policy is None:
+                entries.pop(name, None)
+            else:
+                entries[name] = self._entry(policy)
+        applied = min(shard.control.applied for shard in self.shards)
+        first = next(shard.control for shard in self.shards if shard.control.applied == applied)
+        ordered = [entries[name] for name in sorted(entries)]
+        new = Catalog(applied, len(self.shards), first.keys, ordered)
+        live = {entry.number for entry in ordered}
+        self.tables = {number: table for number, table in self.tables.items() if number in live}
+        self._behind &= live
+        if not force and new == self.catalog:
+            return
+        self._entries, self.catalog = entries, new
+        self._swap()
+
+    def _entry(self, policy: Policy) -> Entry:
+        """The policy's entry, with its table made or brought up to date."""
+        table = self.tables.get(policy.number)
+        if policy.spec.is_diag and policy.graph is None:
+            return Entry(policy.name, policy.number, policy.version, policy.spec)
+        if table is None or policy.number in self._behind or not table.fits(policy, self._states):
+            graph = None
+            if policy.graph is not None:
+                graph = Graph.from_bytes(self._store.get_blob(policy.graph.blob))
+            table = tables.make(self._folder, policy, graph, self._states, self._clock())
+            self.tables[policy.number] = table
+            self._behind.discard(policy.number)
+        elif table.entry.version != policy.version:
+            table.update(policy, self._states)
+        return table.entry
+
+    def _swap(self) -> None:
+        generation = self._host[GENERATION] + 1
+        path = self._folder.write(catalogs.name_of(generation), msgspec.msgpack.encode(self.catalog))
+        self._host[GENERATION] = generation
+        self.shown = self.catalog.applied, generation
+        self._folder.sweep([path, *(Path(entry.path) for entry in self.catalog.entries if entry.path)])
