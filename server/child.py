@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.client import Address, Connection, Unreachable
+from server.settings import PREFIX
 
 # Run by the child: 1 is PR_SET_PDEATHSIG, the signal the kernel sends when the parent has died.
 CODE = """
@@ -83,10 +84,13 @@ class ServerProcess:
         assert self.process is None
         command = [sys.executable, "-c", CODE, "serve", "--host", self.host, "--port", str(self.port)]
         command += ["--data", str(self.data), "--run-dir", str(self.run_folder), *self.flags]
+        # What the caller's shell says to servers of theirs (keys, workers) is not meant for this one.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         with open(self.output, "ab") as output:
             self.started_at = time.monotonic()
             self.process = subprocess.Popen(
                 command,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
