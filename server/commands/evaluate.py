@@ -37,19 +37,27 @@ class Listing(click.Command):
         return super().parse_args(ctx, spread)
 
 
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
+def output(command: Callable[..., Any]) -> Callable[..., Any]:
     """What all evaluations share."""
     for option in (
         click.option("--plot", type=FILE, help="Draw the regret curves to a PNG."),
         click.option("--json", "as_json", is_flag=True, help="JSON on stdout in place of the table."),
-        click.option("--threads", type=click.IntRange(1, 64), default=os.cpu_count() or 1, help="Runs at a time."),
-        click.option(
-            "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs, from --seed on."
-        ),
         click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same result."),
     ):
         command = option(command)
     return command
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the evaluations of K-armed policies share."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1, 64), default=os.cpu_count() or 1, help="Runs at a time."),
+        click.option(
+            "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs, from --seed on."
+        ),
+    ):
+        command = option(command)
+    return output(command)
 
 
 def contest(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,6 +131,76 @@ def switching(
     show(results, as_json, plot, {"horizon": horizon, "arms": arms})
 
 
+@evaluate.command(cls=Listing)
+@click.option(
+    "--ratings", type=FILE, required=True, help="CSV with the columns userId, movieId, rating (as MovieLens)."
+)
+@click.option(
+    "--policy", "policies", multiple=True, default=("diag-linucb", "linucb", "popular", "random"), show_default=True,
+    help="A policy, several may follow.",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=20_000, show_default=True, help="Slates each policy shows.")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="The most rated items only.")
+@click.option("--k", type=click.IntRange(1, 255), default=10, show_default=True, help="Items of a slate.")
+@output
+def ratings(
+    ratings: Path, policies: Sequence[str], rounds: int, limit: int, k: int, seed: int, as_json: bool, plot: Path | None
+) -> None:
+    """A world made from ratings: Diag-LinUCB against full LinUCB, popular, random.
+
+    One half of the ratings makes the world; embeddings, clusters and graph come from the other half, as an operator
+    would have them. Prints each policy's click rate, its share of the best possible, and what a round costs.
+
+    \b
+    Example
+      croupier evaluate ratings --ratings ratings.csv --policy diag-linucb random --rounds 5000
+    """
+    from bandits.graph import GraphError
+    from bandits.graph_builder import BuildError
+    from bandits.ratings import run_ratings
+
+    try:
+        with Progress() as progress:
+            found = run_ratings(ratings, policies, seed, rounds, limit, k, progress=progress)
+    except (BuildError, GraphError, OSError) as error:
+        raise Failed(f"{error}.") from None
+    if as_json:
+        click.echo(json.dumps({"ratings": str(ratings), "seed": seed, **found}, indent=2))
+    else:
+        click.echo(f"{'policy':12}  {'click rate':>10}  {'share of best':>13}  {'microseconds a round':>20}")
+        for name, row in found["policies"].items():
+            numbers = f"{row['click_rate']:10.4f}  {row['share_of_best']:13.3f}  {row['us_per_round']:20.1f}"
+            click.echo(f"{name:12}  {numbers}")
+    if plot is not None:
+        draw_ratings(found, plot)
+
+
+def draw_ratings(found: dict[str, Any], path: Path) -> None:
+    """The regret of each policy, in clicks, over the rounds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    panel = figure.subplots()
+    for name, row in found["policies"].items():
+        shown = found["rounds"] * found["k"] / len(row["curve"])
+        regret, rounds = [0.0], [0.0]
+        for rate in row["curve"]:
+            regret.append(regret[-1] + (found["best_click_rate"] - rate) * shown)
+            rounds.append(rounds[-1] + found["rounds"] / len(row["curve"]))
+        panel.plot(rounds, regret, label=name)
+    panel.set(title="Regret", xlabel="rounds", ylabel="clicks missed")
+    panel.legend()
+    save(lambda: figure.savefig(path, format="png"), path)
+
+
+def save(write: Callable[[], None], path: Path) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise Failed(error) from None
+    click.echo(f"{path}: the regret curves", err=True)
+
+
 def run(work: Callable[[Any], "list[Result]"]) -> "list[Result]":
     from bandits.arms import ParameterError
     from bandits.worlds import WorldError
@@ -154,8 +232,4 @@ def show(results: "list[Result]", as_json: bool, plot: Path | None, about: dict[
             regret = f"{row.regret:10,.0f}  {row.regret_p90:10,.0f}"
             click.echo(f"{row.policy:{width}}  {row.delay:>12}  {row.share:13.3f}  {regret}  {row.seeds:5}")
     if plot is not None:
-        try:
-            evaluation.plot(results, plot)
-        except OSError as error:
-            raise Failed(error) from None
-        click.echo(f"{plot}: the regret curves", err=True)
+        save(lambda: evaluation.plot(results, plot), plot)

@@ -15,7 +15,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.group()
 def graph() -> None:
-    """Build the graph that a diag-linucb policy needs: which items can be shown to which clusters of users."""
+    """Build the graph that a diag-linucb policy needs: which items can be shown to which clusters of users.
+
+    \b
+    Example
+      croupier graph build --ratings ratings.csv -o films.npz
+    """
 
 
 @graph.command()
