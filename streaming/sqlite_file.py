@@ -3,6 +3,7 @@
     PATH        the database; application_id says whose it is, user_version its layout
     PATH-wal    what is not yet copied back; PATH-shm its index (both are SQLite's)
     PATH.lock   an empty file; whoever holds its flock may create the database, or is the log's writer
+    PATH.turn   an empty file; its flock asks a busy writer of another process to let one in (see _Turns)
     PATH.new    a database being created; renamed to PATH when it is whole
 
 So a file at PATH is whole from its first moment, and one of zero bytes is a truncated one.
@@ -20,6 +21,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,8 +36,10 @@ CHECKPOINT_BYTES = 16 << 20
 WAL_BYTES = 64 << 20
 """A write-ahead log that grew beyond this (one large fold) is cut back when it begins anew."""
 SLACK_PAGES = 256
-VACUUM_PAGES = 2048
-"""Pages given back to the file system per call, so that no writer waits long for it."""
+VACUUM_PAGES = 4096
+"""Most pages given back to the file system in one call."""
+VACUUM_STEP_PAGES = 256
+"""Pages given back in one transaction."""
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -83,7 +87,8 @@ class SqliteFile:
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
-        self._checkpointer = _Checkpointer(self)
+        self._turns = _Turns(f"{self.path}.turn")
+        self._checkpointer = _Checkpointer(self, self._turns)
         try:
             if not os.path.exists(self.path):
                 if schema is None:
@@ -171,8 +176,11 @@ class SqliteFile:
             yield con
 
     @contextlib.contextmanager
-    def writing(self, synchronous: Synchronous, size: int) -> Iterator[sqlite3.Connection]:
-        """A write transaction of about `size` bytes: all of it or, when anything raises, none."""
+    def writing(self, synchronous: Synchronous, size: int, eager: bool = False) -> Iterator[sqlite3.Connection]:
+        """A write transaction of about `size` bytes: all of it or, when anything raises, none.
+
+        An eager one gets in between the transactions of a busy writer, in this process or another.
+        """
         try:
             con = self.connection()
             if con.synchronous != synchronous:
@@ -180,8 +188,8 @@ class SqliteFile:
                 con.synchronous = synchronous
         except sqlite3.Error as error:
             raise self.explain(error) from error
-        self._checkpointer.gate.wait()
-        with self._transaction("BEGIN IMMEDIATE") as con:
+        turn = self._turns.taken() if eager else self._turns.awaited()
+        with turn, self._transaction("BEGIN IMMEDIATE") as con:
             yield con
         self._checkpointer.wrote(size + 4 * PAGE_BYTES)
 
@@ -248,9 +256,13 @@ class SqliteFile:
             (free,) = con.execute("PRAGMA freelist_count").fetchone()
             (pages,) = con.execute("PRAGMA page_count").fetchone()
             surplus = min(free - pages // 2 - SLACK_PAGES, VACUUM_PAGES)
-            if surplus > 0:
-                con.executescript(f"PRAGMA incremental_vacuum({surplus})")  # execute() would stop after the first page
-                self._checkpointer.wrote(surplus * PAGE_BYTES)
+            for done in range(0, surplus, VACUUM_STEP_PAGES):
+                step = min(VACUUM_STEP_PAGES, surplus - done)
+                began = time.perf_counter()
+                with self._turns.taken():  # executescript: execute would stop after the first page
+                    con.executescript(f"PRAGMA incremental_vacuum({step})")
+                self._checkpointer.wrote(step * PAGE_BYTES)
+                let_others_in(time.perf_counter() - began)
         except sqlite3.Error as error:
             raise self.explain(error) from error
 
@@ -269,18 +281,76 @@ class SqliteFile:
             self._closed = True
             for con in list(self._connections):
                 con.close()
+        self._turns.close()
+
+
+class _Turns:
+    """Fairness among writers, which SQLite's lock does not have: it lets a busy writer keep all others out.
+
+    Whoever is eager (a trim, the restart of the write-ahead log) says so, and the others wait until it had its turn:
+    in this process at a gate, in another by the flock of a file. A stopped process is waited for no longer than
+    PATIENCE_S, so this is courtesy; what is exclusive is SQLite's own lock.
+    """
+
+    PATIENCE_S = 0.25
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._gate = threading.Event()
+        self._gate.set()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """The turn of one that is not eager."""
+        self._gate.wait(self.PATIENCE_S)
+        if self._flock(fcntl.LOCK_SH):
+            self._flock(fcntl.LOCK_UN)
+        with self._lock:
+            yield
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """The turn of an eager one."""
+        self._gate.clear()
+        try:
+            with self._lock:
+                self._flock(fcntl.LOCK_EX)
+                yield
+        finally:
+            self._flock(fcntl.LOCK_UN)
+            self._gate.set()
+
+    def _flock(self, operation: int) -> bool:
+        deadline = time.monotonic() + self.PATIENCE_S
+        while True:
+            try:
+                if self._descriptor is None:
+                    self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                fcntl.flock(self._descriptor, operation | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+            except OSError:
+                return False  # read-only or full: SQLite says so better, in the transaction that follows
+            time.sleep(0.0005)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class _Checkpointer:
     """Copies the write-ahead log back after each CHECKPOINT_BYTES or so; its thread starts when first needed."""
 
-    def __init__(self, file: SqliteFile) -> None:
+    def __init__(self, file: SqliteFile, turns: _Turns) -> None:
         self._file = weakref.proxy(file)
+        self._turns = turns
         self._pending = 0
         self._wake = threading.Event()
-        # Closed for the moment of a restart: SQLite's lock is not fair, and a busy writer would never let it in.
-        self.gate = threading.Event()
-        self.gate.set()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -321,11 +391,19 @@ class _Checkpointer:
                     con = self._file.connect()
                     con.execute("PRAGMA busy_timeout=100")
                 con.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                self.gate.clear()
-                con.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            self.gate.set()
+                with self._turns.taken():
+                    con.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
         if con is not None:
             con.close()
+
+
+def let_others_in(took_s: float) -> None:
+    """Sleep as long as the last transaction took, 2 ms at least, before the next of a series.
+
+    SQLite lets waiting processes try again after 1, 2, 5, ... ms, in no order: one transaction right after the other
+    would keep an appending process out until the last.
+    """
+    time.sleep(max(0.002, took_s))
 
 
 def take_lock(path: str, kind: Kind, busy: str) -> int:

@@ -9,11 +9,12 @@ A table per partition, so that every append goes to the right edge of its tree (
 
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 
 from streaming.errors import LayoutMismatch, LogCorrupt, LogInUse, LogUnavailable, Trimmed
 from streaming.log import CONTROL, Clock, Record, wall_clock
-from streaming.sqlite_file import Kind, SqliteFile, take_lock
+from streaming.sqlite_file import PAGE_BYTES, Kind, SqliteFile, let_others_in, take_lock
 
 LOG = Kind(
     noun="event log",
@@ -24,8 +25,10 @@ LOG = Kind(
     corrupt=LogCorrupt,
     remedy="restore log and store together from one backup, or move the data folder away to start anew",
 )
-TRIM_RECORDS = 256
-"""Records deleted per transaction, so that an append never waits long for a trim."""
+TRIM_RECORDS = 32
+"""Records deleted in the first transaction of a trim; the next ones take more or fewer."""
+TRIM_S = 0.003
+"""Aimed at for a transaction of a trim, so that an append never waits long for it."""
 
 
 class SqliteLog:
@@ -163,17 +166,24 @@ class SqliteLog:
     def trim(self, partition: int, before: int) -> None:
         """See `EventLog.trim`."""
         self._known(partition)
-        while True:
+        count, more = TRIM_RECORDS, True
+        while more:
             # NORMAL: an append's fsync makes it durable along the way, and a trim that is undone loses nothing.
-            with self._file.writing("NORMAL", TRIM_RECORDS * 64) as con:
+            with self._file.writing("NORMAL", 16 * PAGE_BYTES, eager=True) as con:
+                began = time.perf_counter()
                 start, stop = con.execute(
                     "SELECT start, stop FROM partitions WHERE partition = ?", (partition,)
                 ).fetchone()
-                upto = min(before, stop, start + TRIM_RECORDS)
-                if upto <= start:
-                    break
-                con.execute(f"DELETE FROM {_table(partition)} WHERE offset < ?", (upto,))
-                con.execute("UPDATE partitions SET start = ? WHERE partition = ?", (upto, partition))
+                wanted = min(before, stop)
+                upto = min(wanted, start + count)
+                if upto > start:
+                    con.execute(f"DELETE FROM {_table(partition)} WHERE offset < ?", (upto,))
+                    con.execute("UPDATE partitions SET start = ? WHERE partition = ?", (upto, partition))
+                more = upto < wanted
+            took_s = time.perf_counter() - began
+            if more:
+                count = max(1, count // 2 if took_s > TRIM_S else count * 2)
+                let_others_in(took_s)
         self._file.give_back()
 
     def size_bytes(self) -> int:

@@ -1,9 +1,11 @@
 """The SQLite log as files and processes: foreign, damaged, full, locked, read-only, killed, trimmed for long."""
 
+import gc
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -212,6 +214,52 @@ def test_a_read_only_folder_is_named(tmp_path):
             open_log(folder / "new.sqlite", 2, write=True)
 
 
+def test_an_append_waits_for_the_disk_and_a_trim_does_not(path):
+    log = open_log(path, 1, write=True)
+    con = log._file.connection()
+    log.append([(0, b"x")])
+    assert con.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: an fsync per commit
+    log.trim(0, 1)
+    assert con.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+    log.append([(0, b"x")])
+    assert con.execute("PRAGMA synchronous").fetchone() == (2,)
+    log.close()
+
+
+def test_an_append_gets_in_while_another_process_trims_for_long(path):
+    log = open_log(path, 2, write=True)
+    for _ in range(20):
+        log.append([(0, bytes(2_000))] * 500)
+    code = (
+        "import sys; from streaming.log import open_log; log = open_log(sys.argv[1]); log.trim(0, 10_000); log.close()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, path])
+    starts = set()
+    while child.poll() is None:
+        log.append([(1, b"x")])
+        starts.add(log.bounds(0)[0])
+    assert child.returncode == 0
+    assert len(starts - {0, 10_000}) > 3  # it was let in between the steps, not only before and after
+    log.close()
+
+
+def test_threads_that_end_leave_no_open_files(path):
+    write(path)
+    log = open_log(path)
+
+    def open_files_after(threads: int) -> int:
+        for _ in range(threads):
+            thread = threading.Thread(target=log.bounds, args=(0,))
+            thread.start()
+            thread.join()
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    # SQLite keeps closed descriptors of the file for the next connection, so the first threads do leave some.
+    assert open_files_after(60) + 15 > open_files_after(60)
+    log.close()
+
+
 def test_an_append_that_fails_half_way_leaves_no_half(path):
     log = open_log(path, 2, write=True)
     with pytest.raises(AssertionError, match="wrong use"):
@@ -234,7 +282,7 @@ def test_a_creation_cut_short_leaves_nothing_in_the_way(path):
     path.with_name("log.sqlite.new").write_bytes(b"half")
     path.with_name("log.sqlite.new-wal").write_bytes(b"half")
     write(path)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["log.sqlite", "log.sqlite.lock"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["log.sqlite", "log.sqlite.lock", "log.sqlite.turn"]
 
 
 def test_files_stay_bounded_when_what_is_read_is_trimmed(path, monkeypatch):

@@ -179,6 +179,22 @@ def test_a_closed_store_says_so(path):
             call()
 
 
+def test_what_only_the_store_holds_waits_for_the_disk(path):
+    store = open_store(path)
+    con = store._file.connection()
+    calls = [
+        (2, lambda: store.create(MANIFEST)),
+        (1, lambda: store.commit(0, step(1))),
+        (2, lambda: store.put_blob(b"graph")),
+        (1, lambda: store.fold(0, commit_id(1), {"a": b"1"})),
+        (2, lambda: store.snapshot(0)),
+    ]
+    for synchronous, call in calls:
+        call()
+        assert con.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+    store.close()
+
+
 def test_several_that_create_it_at_once_make_one(path):
     stores, failures = [], []
 
@@ -200,7 +216,7 @@ def test_several_that_create_it_at_once_make_one(path):
     for store in stores:
         assert store.last(0) == (commit_id(1), 10)
         store.close()
-    assert sorted(p.name for p in path.parent.iterdir()) == ["store.sqlite", "store.sqlite.lock"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["store.sqlite", "store.sqlite.lock", "store.sqlite.turn"]
 
 
 LEARNER = """
