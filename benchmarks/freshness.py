@@ -19,7 +19,7 @@ from loadtest.openloop import Result, drive
 from loadtest.probe import Probe
 from loadtest.users import server_outcomes, set_up, settled_outcomes
 from loadtest.worlds import Taste, films
-from server.child import ServerProcess
+from server.launch import ServerProcess
 
 BAR_MS = 100.0
 RATE = 2000.0

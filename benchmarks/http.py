@@ -27,7 +27,7 @@ import numpy as np
 from loadtest.client import Address, Answer, Connection, Unreachable, Wire
 from loadtest.users import server_outcomes, set_up, settled_outcomes
 from loadtest.worlds import Taste, World, films, headlines
-from server.child import ServerProcess, free_port
+from server.launch import ServerProcess, free_port
 
 REWARDS_BAR = 50_000  # durable rewards a second
 BULK = 500

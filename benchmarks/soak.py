@@ -20,7 +20,7 @@ from bandits.worlds import geometric
 from loadtest.simulate import simulate
 from loadtest.users import Habits, SetupRefused
 from loadtest.worlds import Taste, films, headlines
-from server.child import ServerProcess
+from server.launch import ServerProcess
 
 WINDOW_S = 5.0
 ALLOWED_SHARE, ALLOWED_BYTES = 0.10, 4 << 20

@@ -19,7 +19,7 @@ import numpy as np
 from loadtest.client import Address, Connection, Unreachable
 from loadtest.users import set_up
 from loadtest.worlds import Taste, World, films, headlines
-from server.child import ServerProcess, StartFailed
+from server.launch import ServerProcess, StartFailed
 
 BAR_S = 1.5
 

@@ -91,23 +91,29 @@ class SetupRefused(RuntimeError):
     """The server did not take the policy or the graph."""
 
 
-async def set_up(url: str, world: World, headers: Mapping[str, str] | None = None) -> None:
+async def set_up(url: str, world: World, headers: Mapping[str, str] | None = None, patience_s: float = 30.0) -> None:
     """Create the world's policy (and graph) on the server; raises SetupRefused with the server's own words."""
     async with Connection(Address.of(url), headers) as connection:
         puts = [(f"/v1/policies/{world.policy}", msgspec.json.encode(world.spec), "application/json")]
         if world.graph is not None:
             puts.append((f"/v1/policies/{world.policy}/graph", world.graph, "application/octet-stream"))
+        deadline = time.monotonic() + patience_s
         for path, body, content_type in puts:
-            answer = await connection.request("PUT", path, body, content_type=content_type, timeout_s=60)
+            while True:
+                answer = await connection.request("PUT", path, body, content_type=content_type, timeout_s=60)
+                if answer.status not in (429, 503) or time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(min(answer.retry_after_s or 0.1, 1.0))  # just started: the log is not there yet
             if not 200 <= answer.status < 300:
                 raise SetupRefused(f"PUT {path} answered {answer.status}: {answer.body.decode(errors='replace')}")
         # 202 means that not every worker showed it yet.
         ask = b'{"policy":%b,"user":%b,"k":1}' % (msgspec.json.encode(world.policy), world.users[0])
-        deadline = time.monotonic() + 10
         while (answer := await connection.request("POST", "/v1/recommend", ask)).status != 200:
             if time.monotonic() > deadline:
                 words = answer.body.decode(errors="replace")
-                raise SetupRefused(f"policy {world.policy!r} does not answer after 10 s: {answer.status} {words}")
+                raise SetupRefused(
+                    f"policy {world.policy!r} does not answer after {patience_s:g} s: {answer.status} {words}"
+                )
             await asyncio.sleep(0.05)
 
 

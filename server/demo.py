@@ -31,7 +31,7 @@ from loadtest.probe import Probe
 from loadtest.report import Report, times
 from loadtest.users import Crowd, Habits, SetupRefused, server_outcomes, set_up, settled_outcomes
 from loadtest.worlds import Taste, World, films, headlines
-from server.child import ServerProcess, StartFailed
+from server.launch import ServerProcess, StartFailed
 
 WINDOW_S = 20.0
 HABITS = Habits(users=6, visits_per_s=220.0, duplicate_share=0.02, late_share=0.01, patience_s=10.0)
@@ -77,7 +77,7 @@ def run_demo(
     try:
         return asyncio.run(_demo(duration_s, host, port, seed, console))
     except (StartFailed, SetupRefused, Unreachable) as e:
-        console.print(f"croupier demo: {e}", style="red", markup=False, highlight=False)
+        console.print(f"croupier demo: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130  # a second Ctrl-C; the server is stopped all the same
@@ -86,7 +86,9 @@ def run_demo(
 async def _demo(duration_s: float | None, host: str, port: int, seed: int, console: Console) -> int:
     stop = asyncio.Event()
     with _signals(stop):
-        console.print("Starting a server (the first start on a machine compiles its kernels: up to a minute) ...")
+        console.print(
+            "Starting a server (the first start on a machine compiles its kernels: up to a minute) ...", soft_wrap=True
+        )
         with ServerProcess(host=host, port=port) as server:
             worlds = make_worlds(seed)
             ready = asyncio.create_task(server.ready())

@@ -17,8 +17,8 @@ import msgspec
 import pytest
 
 from loadtest.worlds import headlines
-from server.child import ServerProcess, StartFailed
 from server.demo import chart, curl_line
+from server.launch import ServerProcess, StartFailed
 
 DEMO = "import sys; from server.demo import run_demo; sys.exit(run_demo({arguments}))"
 

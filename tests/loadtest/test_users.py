@@ -154,6 +154,12 @@ async def test_a_reward_that_never_shows_is_told(tiny: Tiny) -> None:
     assert probe.found.never == 1
 
 
+async def test_set_up_waits_for_a_server_that_is_just_starting(tiny: Tiny) -> None:
+    tiny.refuse["/v1/policies/headlines"] = 3
+    await set_up(tiny.url, world())
+    assert tiny.requests["/v1/policies/headlines"] == 4
+
+
 async def test_a_policy_that_is_refused_is_told_in_the_servers_words(tiny: Tiny) -> None:
     with pytest.raises(SetupRefused, match="no such algorithm"):
         await set_up(tiny.url, headlines(RATES, algorithm={"algorithm": "unheard-of"}))
