@@ -56,7 +56,14 @@ def create_app(settings: Settings, engine: Engine | None = None) -> App:
             finally:
                 service.engine = None
 
-    app = App(title="croupier", version=version("croupier"), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = App(
+        title="croupier",
+        version=version("croupier"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     app.state.service = service
     app.add_middleware(Counted, service=service)
     app.add_exception_handler(errors.Problem, _problem)

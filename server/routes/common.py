@@ -42,6 +42,10 @@ class Service:
     def engine(self, engine: Engine | None) -> None:
         self._engine = engine
 
+    def count(self, route: str, outcome: str, seconds: float) -> None:
+        if self._engine is not None:
+            self._engine.count(route, outcome, seconds)
+
     def admit(self, request: Request, role: str | None) -> None:
         """Lets the request pass, or raises 401, 403 or 429."""
         key = self.gate.admit(request.headers.get("authorization"), role)
@@ -157,9 +161,8 @@ class Counted:
         try:
             await self.app(scope, receive, watch)
         finally:
-            template = getattr(scope.get("route"), "path", "unknown")
-            if self.service._engine is not None:
-                self.service._engine.count(template, status, time.perf_counter() - began)
+            template = getattr(scope.get("route"), "path_format", "unknown")
+            self.service.count(template, f"{status // 100}xx", time.perf_counter() - began)
 
 
 def problem_response(problem: errors.Problem, headers: Mapping[str, str] | None = None) -> Response:

@@ -12,7 +12,7 @@ from tests.server.memory import MemoryEngine
 
 with warnings.catch_warnings():  # it would rather have a successor of httpx, which the server itself does not need
     warnings.simplefilter("ignore")
-    from starlette.testclient import TestClient
+    from starlette.testclient import TestClient as TestClient
 
 BANKER = {
     "algorithm": "banker",

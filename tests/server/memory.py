@@ -29,7 +29,7 @@ class MemoryEngine:
         self.blobs: dict[str, bytes] = {}
         self.decisions: dict[str, Decision] = {}
         self.rewards: list[FeedbackRow] = []
-        self.counted: list[tuple[str, int]] = []
+        self.counted: list[tuple[str, str]] = []
         self.ready = True
         self.log_away = False
         self.slow_workers = False
@@ -77,7 +77,7 @@ class MemoryEngine:
         return verdicts
 
     async def control(self, record: ControlRecord, if_version: int | None = None) -> ControlResult:
-        name = getattr(record, "name", None) or getattr(record, "policy", "")
+        name = getattr(record, "name", "") or getattr(record, "policy", "")
         if if_version is not None and self._policy(name).version != if_version:
             raise errors.conflict("Somebody else changed it.")
         try:
@@ -118,9 +118,9 @@ class MemoryEngine:
     async def metrics(self) -> bytes:
         return b"croupier_up 1\n"
 
-    def count(self, route: str, status: int, seconds: float) -> None:
+    def count(self, route: str, outcome: str, seconds: float) -> None:
         assert seconds >= 0
-        self.counted.append((route, status))
+        self.counted.append((route, outcome))
 
     def _policy(self, name: str) -> Policy:
         if name not in self.state.policies:

@@ -123,9 +123,9 @@ def test_graph_items_are_added_by_embedding_or_clusters_paused_and_removed(films
 def test_keeps_clusters_is_passed_on(films: TestClient) -> None:
     lineage = films.get("/v1/policies/films/graph").json()["lineage"]
     upload = {"url": "/v1/policies/films/graph", "content": small_graph().to_bytes()}
-    films.put(**upload, params={"keeps_clusters": "true"}).raise_for_status()  # type: ignore[arg-type]
+    films.put(**upload, params={"keeps_clusters": "true"}).raise_for_status()
     assert films.get("/v1/policies/films/graph").json()["lineage"] == lineage
-    films.put(**upload).raise_for_status()  # type: ignore[arg-type]
+    films.put(**upload).raise_for_status()
     assert films.get("/v1/policies/films/graph").json()["lineage"] > lineage
 
 
@@ -168,9 +168,9 @@ def test_every_answer_is_counted_under_its_routes_template(client: TestClient, e
     client.get("/v1/policies/two/items/x/y")
     client.get("/nowhere")
     assert engine.counted == [
-        ("/v1/policies/{name}", 404),
-        ("/v1/policies/{name}/items/{id:path}", 404),
-        ("unknown", 404),
+        ("/v1/policies/{name}", "4xx"),
+        ("/v1/policies/{name}/items/{id}", "4xx"),
+        ("unknown", "4xx"),
     ]
 
 
