@@ -3,7 +3,7 @@
     PATH        the database; application_id says whose it is, user_version its layout
     PATH-wal    what is not yet copied back; PATH-shm its index (both are SQLite's)
     PATH.lock   an empty file; whoever holds its flock may create the database, or is the log's writer
-    PATH.turn   an empty file; its flock asks a busy writer of another process to let one in (see _Turns)
+    PATH.turn   an empty file; its flock asks a busy writer of another process to let one in (see Turns)
     PATH.new    a database being created; renamed to PATH when it is whole
 
 So a file at PATH is whole from its first moment, and one of zero bytes is a truncated one.
@@ -29,6 +29,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from streaming.errors import StreamingError
+from streaming.turns import Turns, let_others_in
 
 PAGE_BYTES = 4096
 CHECKPOINT_BYTES = 16 << 20
@@ -87,7 +88,7 @@ class SqliteFile:
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
-        self._turns = _Turns(f"{self.path}.turn")
+        self._turns = Turns(f"{self.path}.turn")
         self._checkpointer = _Checkpointer(self, self._turns)
         try:
             if not os.path.exists(self.path):
@@ -284,69 +285,10 @@ class SqliteFile:
         self._turns.close()
 
 
-class _Turns:
-    """Fairness among writers, which SQLite's lock does not have: it lets a busy writer keep all others out.
-
-    Whoever is eager (a trim, the restart of the write-ahead log) says so, and the others wait until it had its turn:
-    in this process at a gate, in another by the flock of a file. A stopped process is waited for no longer than
-    PATIENCE_S, so this is courtesy; what is exclusive is SQLite's own lock.
-    """
-
-    PATIENCE_S = 0.25
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-        self._gate = threading.Event()
-        self._gate.set()
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def awaited(self) -> Iterator[None]:
-        """The turn of one that is not eager."""
-        self._gate.wait(self.PATIENCE_S)
-        if self._flock(fcntl.LOCK_SH):
-            self._flock(fcntl.LOCK_UN)
-        with self._lock:
-            yield
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """The turn of an eager one."""
-        self._gate.clear()
-        try:
-            with self._lock:
-                self._flock(fcntl.LOCK_EX)
-                yield
-        finally:
-            self._flock(fcntl.LOCK_UN)
-            self._gate.set()
-
-    def _flock(self, operation: int) -> bool:
-        deadline = time.monotonic() + self.PATIENCE_S
-        while True:
-            try:
-                if self._descriptor is None:
-                    self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                fcntl.flock(self._descriptor, operation | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
-            except OSError:
-                return False  # read-only or full: SQLite says so better, in the transaction that follows
-            time.sleep(0.0005)
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
 class _Checkpointer:
     """Copies the write-ahead log back after each CHECKPOINT_BYTES or so; its thread starts when first needed."""
 
-    def __init__(self, file: SqliteFile, turns: _Turns) -> None:
+    def __init__(self, file: SqliteFile, turns: Turns) -> None:
         self._file = weakref.proxy(file)
         self._turns = turns
         self._pending = 0
@@ -395,15 +337,6 @@ class _Checkpointer:
                     con.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
         if con is not None:
             con.close()
-
-
-def let_others_in(took_s: float) -> None:
-    """Sleep as long as the last transaction took, 2 ms at least, before the next of a series.
-
-    SQLite lets waiting processes try again after 1, 2, 5, ... ms, in no order: one transaction right after the other
-    would keep an appending process out until the last.
-    """
-    time.sleep(max(0.002, took_s))
 
 
 def take_lock(path: str, kind: Kind, busy: str) -> int:

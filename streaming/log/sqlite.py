@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from streaming.errors import LayoutMismatch, LogCorrupt, LogInUse, LogUnavailable, Trimmed
 from streaming.log import CONTROL, Clock, Record, wall_clock
-from streaming.sqlite_file import PAGE_BYTES, Kind, SqliteFile, let_others_in, take_lock
+from streaming.sqlite_file import PAGE_BYTES, Kind, SqliteFile, take_lock
+from streaming.turns import let_others_in
 
 LOG = Kind(
     noun="event log",
