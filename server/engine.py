@@ -111,9 +111,6 @@ class Engine(Protocol):
         """The host's Prometheus text, from the agent."""
         ...
 
-    def count(self, route: str, outcome: str, seconds: float) -> None:
-        """One answered request, for the metrics; `route` is the route's template, or "unknown".
-
-        `outcome` is "2xx", "4xx" or "5xx".
-        """
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """One answered request, for the metrics; `route` is the route's template, or "unknown"."""
         ...

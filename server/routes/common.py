@@ -42,9 +42,9 @@ class Service:
     def engine(self, engine: Engine | None) -> None:
         self._engine = engine
 
-    def count(self, route: str, outcome: str, seconds: float) -> None:
+    def count(self, route: str, status: int, seconds: float) -> None:
         if self._engine is not None:
-            self._engine.count(route, outcome, seconds)
+            self._engine.count(route, status, seconds)
 
     def admit(self, request: Request, role: str | None) -> None:
         """Lets the request pass, or raises 401, 403 or 429."""
@@ -162,7 +162,7 @@ class Counted:
             await self.app(scope, receive, watch)
         finally:
             template = getattr(scope.get("route"), "path_format", "unknown")
-            self.service.count(template, f"{status // 100}xx", time.perf_counter() - began)
+            self.service.count(template, status, time.perf_counter() - began)
 
 
 def problem_response(problem: errors.Problem, headers: Mapping[str, str] | None = None) -> Response:

@@ -29,7 +29,7 @@ class MemoryEngine:
         self.blobs: dict[str, bytes] = {}
         self.decisions: dict[str, Decision] = {}
         self.rewards: list[FeedbackRow] = []
-        self.counted: list[tuple[str, str]] = []
+        self.counted: list[tuple[str, int]] = []
         self.ready = True
         self.log_away = False
         self.slow_workers = False
@@ -118,9 +118,9 @@ class MemoryEngine:
     async def metrics(self) -> bytes:
         return b"croupier_up 1\n"
 
-    def count(self, route: str, outcome: str, seconds: float) -> None:
+    def count(self, route: str, status: int, seconds: float) -> None:
         assert seconds >= 0
-        self.counted.append((route, outcome))
+        self.counted.append((route, status))
 
     def _policy(self, name: str) -> Policy:
         if name not in self.state.policies:

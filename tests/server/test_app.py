@@ -168,9 +168,9 @@ def test_every_answer_is_counted_under_its_routes_template(client: TestClient, e
     client.get("/v1/policies/two/items/x/y")
     client.get("/nowhere")
     assert engine.counted == [
-        ("/v1/policies/{name}", "4xx"),
-        ("/v1/policies/{name}/items/{id}", "4xx"),
-        ("unknown", "4xx"),
+        ("/v1/policies/{name}", 404),
+        ("/v1/policies/{name}/items/{id}", 404),
+        ("unknown", 404),
     ]
 
 

@@ -348,4 +348,4 @@ def test_our_own_mistake_is_a_problem_too_and_tells_nothing(client: TestClient, 
     engine.recommend = broken  # type: ignore[method-assign]
     body = assert_problem(client.post("/v1/recommend", json={"policy": "p"}), 500)
     assert "secret" not in json.dumps(body)
-    assert engine.counted[-1] == ("/v1/recommend", "5xx")
+    assert engine.counted[-1] == ("/v1/recommend", 500)
