@@ -86,6 +86,7 @@ class Agent:
         self.replica = Replica(store, manifest, host, folder, clock)
         self._replica_lock = threading.Lock()  # follower against arms and metrics
         self._control_lock = threading.Lock()
+        self.is_process = False  # in a process of its own it ends with its follower, and is started again
         self._control = ControlState()
         self._stop = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
@@ -181,11 +182,10 @@ class Agent:
                 self._stop.wait(0.2)
             except Exception:
                 log.exception("the replica stops: it cannot follow the store")
-                os.abort() if self._is_process else self._stop.set()
+                if self.is_process:
+                    os._exit(1)
                 return
             self._stop.wait(POLL_S if found else IDLE_POLL_S)
-
-    _is_process = False  # an agent in a process of its own ends with its follower, and is restarted
 
     def _beat(self) -> None:
         self.host[AGENT_BEAT] = self._clock()
@@ -235,9 +235,8 @@ class Agent:
                 views.serving_parameters(record.spec.diag())
             if isinstance(record, GraphPut):
                 self._check_graph(record, policy)
-            if isinstance(record, ItemPut) and policy is not None and policy.graph is not None:
-                if record.id not in self._graph(policy.graph.blob).ids:
-                    raise errors.unknown_item(record.policy, record.id)
+            if isinstance(record, ItemPut):
+                self._check_item(record, policy)
         except (DiagError, GraphError) as error:
             raise errors.invalid(error.field, f"{error}.") from None
         except NotFound:
@@ -257,6 +256,11 @@ class Agent:
                     f"keeps_clusters needs the same {before.n_clusters} clusters, this graph has {graph.n_clusters}"
                 )
                 raise GraphError("centroids", sentence)
+
+    def _check_item(self, record: ItemPut, policy: Policy | None) -> None:
+        if policy is not None and policy.spec.is_diag:
+            if policy.graph is None or record.id not in self._graph(policy.graph.blob).ids:
+                raise errors.unknown_item(record.policy, record.id)
 
     def _append_control(self, record: ControlRecord) -> int:
         """Appends the next control record and its pointers in one append."""

@@ -104,8 +104,8 @@ class _Scrape(Collector):
                 for mode, count in enumerate(counts):
                     into[mode] += count
         for number, counts in counted.items():
-            for mode, count in zip(MODES, counts, strict=True):
-                family.add_metric((self._names.get(number, "unknown"), mode), count)
+            for name, count in zip(MODES, counts, strict=True):
+                family.add_metric((self._names.get(number, "unknown"), name), count)
         yield family
         dropped = sum(row[shared.DROPPED] for row in self._rows)
         yield CounterMetricFamily(

@@ -68,6 +68,8 @@ ROUTES = (
     "/healthz",
     "/readyz",
     "/metrics",
+    "/docs",
+    "/openapi.json",
     "/",
 )
 OUTCOMES = ("2xx", "4xx", "5xx")
@@ -275,8 +277,8 @@ class Row:
         self.words[place] = value
 
     def request(self, route: str, outcome: str, seconds: float) -> None:
-        """One answered request."""
-        at = REQUESTS + (_ROUTE.get(route, 0) * len(OUTCOMES) + _OUTCOME[outcome]) * SPAN
+        """One answered request, by its route's template; an outcome that is none of OUTCOMES (3xx) counts as 2xx."""
+        at = REQUESTS + (_ROUTE.get(route, 0) * len(OUTCOMES) + _OUTCOME.get(outcome, 0)) * SPAN
         self.words[at + bisect_left(LATENCY_S, seconds)] += 1
         self.words[at + SPAN - 1] += int(seconds * 1e6)
 

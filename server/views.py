@@ -234,6 +234,7 @@ class GraphlessView(View):
     available = n_items = 0
 
     def decide(self, query: RecommendRequest, decision: int, now_ms: int, rng: np.random.Generator) -> Made:
+        del query, decision, now_ms, rng
         raise errors.no_graph(self.entry.name)
 
     def numbers_of(self, item: str) -> Sequence[int]:

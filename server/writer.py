@@ -95,7 +95,8 @@ class Writer:
                     self._wake.wait()
                 if not self._queue:
                     return
-                taken, size = [], 0
+                taken: list[Work] = []
+                size = 0
                 while self._queue and (not taken or size + self._queue[0].size <= APPEND_BYTES_MAX):
                     work = self._queue.popleft()
                     taken.append(work)

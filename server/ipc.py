@@ -1,0 +1,227 @@
+"""The unix socket between the workers and their agent.
+
+    frame   length of the body u32 | kind u8 | three zeros | number u32, then the body
+
+    worker -> agent   DECISIONS  a batch (server.outbox)                    -> CONFIRMED with its number
+                      REWARDS    a batch                                    -> DONE or PROBLEM with its number
+                      CALL       MessagePack [method, arguments]            -> DONE (MessagePack) or PROBLEM
+    agent -> worker   PROBLEM    MessagePack [status, title, detail, field, retry after]
+
+A worker numbers its batches of decisions and its other requests apart. When the agent is gone, requests fail with 503
+at once and decisions wait in the outbox; a new connection sends them again.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from server import errors
+from server.agent import Agent
+from server.errors import Problem
+from server.outbox import Outbox, unpack
+
+log = logging.getLogger(__name__)
+HEAD = struct.Struct("<IB3xI")
+DECISIONS, REWARDS, CALL, CONFIRMED, DONE, PROBLEM = range(1, 7)
+RECONNECT_S = 0.02
+_AWAY = "The agent, which writes the event log, is away; it is being started again."
+
+
+class Frames(asyncio.Protocol):
+    """One end of a connection: whole frames go to `received(kind, number, body)`, its end to `lost()`."""
+
+    def __init__(self, received: Callable[["Frames", int, int, bytes], None], lost: Callable[["Frames"], None]) -> None:
+        self._received, self._lost = received, lost
+        self._transport: Any = None  # asyncio's or uvloop's, which is no subclass
+        self._buffer = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._transport = None
+        self._lost(self)
+
+    def send(self, kind: int, number: int, body: bytes = b"") -> bool:
+        """False where the connection is gone."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        self._transport.write(HEAD.pack(len(body), kind, number) + body)
+        return True
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= HEAD.size:
+            size, kind, number = HEAD.unpack_from(buffer, at)
+            end = at + HEAD.size + size
+            if len(buffer) < end:
+                break
+            self._received(self, kind, number, bytes(buffer[at + HEAD.size : end]))
+            at = end
+        del buffer[:at]
+
+
+class AgentServer:
+    """The agent's end."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._loop = asyncio.get_running_loop()
+        self._calls = concurrent.futures.ThreadPoolExecutor(8, "call")
+        self._connections: set[Frames] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of an agent that was killed; the data folder's lock says that there is no other
+        self._server = await self._loop.create_unix_server(self._connected, str(path))
+
+    async def close(self) -> None:
+        """Takes no more; what came before is still in the writer."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+        self._calls.shutdown(wait=False, cancel_futures=True)
+
+    def _connected(self) -> Frames:
+        connection = Frames(self._received, self._connections.discard)
+        self._connections.add(connection)
+        return connection
+
+    def _received(self, connection: Frames, kind: int, number: int, body: bytes) -> None:
+        if kind == CALL:
+            self._loop.create_task(self._call(connection, number, body))
+            return
+        assert kind in (DECISIONS, REWARDS)
+        decisions = kind == DECISIONS
+
+        def done(error: Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(answer, error)
+
+        def answer(error: Exception | None) -> None:
+            if error is None:
+                connection.send(CONFIRMED if decisions else DONE, number)
+            elif not decisions:
+                connection.send(PROBLEM, number, _packed(errors.unavailable(f"The event log is away: {error}.")))
+
+        self._agent.writer.submit(list(unpack(body)), done, keep=decisions)
+
+    async def _call(self, connection: Frames, number: int, body: bytes) -> None:
+        method, args = msgspec.msgpack.decode(body)
+        try:
+            result = await self._loop.run_in_executor(self._calls, self._agent.call, method, args)
+        except Problem as problem:
+            connection.send(PROBLEM, number, _packed(problem))
+        except Exception:
+            log.exception("the agent's %s failed", method)
+            detail = "This is a mistake of the server; its log says more."
+            connection.send(PROBLEM, number, _packed(Problem(500, "Internal error", detail)))
+        else:
+            connection.send(DONE, number, result)
+
+
+def _packed(problem: Problem) -> bytes:
+    return msgspec.msgpack.encode([problem.status, problem.title, problem.detail, problem.field, problem.retry_after])
+
+
+class SocketChannel:
+    """A worker's end; see `server.host.Channel`. It connects again for as long as it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+        self._loop = asyncio.get_running_loop()
+        self._connection: Frames | None = None
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._number = 0
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self.outbox: Outbox | None = None
+
+    def open(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self._task = self._loop.create_task(self._connect())
+
+    def close(self) -> None:
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._connection is not None:
+            self._connection.close()
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                _, connection = await self._loop.create_unix_connection(
+                    lambda: Frames(self._received, self._lost), self._path
+                )
+            except OSError:
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            self._connection = connection
+            assert self.outbox is not None
+            self.outbox.resend()
+            return
+
+    def _lost(self, connection: Frames) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(errors.unavailable(_AWAY))
+        self._waiting.clear()
+        if not self._closed:
+            self._task = self._loop.create_task(self._connect())
+
+    def _received(self, connection: Frames, kind: int, number: int, body: bytes) -> None:
+        del connection
+        if kind == CONFIRMED:
+            assert self.outbox is not None
+            self.outbox.confirmed(number)
+            return
+        future = self._waiting.pop(number, None)
+        if future is None or future.done():
+            return
+        if kind == DONE:
+            future.set_result(body)
+        else:
+            future.set_exception(Problem(*msgspec.msgpack.decode(body)))
+
+    def send(self, number: int, batch: bytes) -> bool:
+        """See `Channel.send`."""
+        return self._connection is not None and self._connection.send(DECISIONS, number & 0xFFFFFFFF, batch)
+
+    async def _ask(self, kind: int, body: bytes) -> bytes:
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        number = self._number
+        if self._connection is None or not self._connection.send(kind, number, body):
+            raise errors.unavailable(_AWAY)
+        future = self._waiting[number] = self._loop.create_future()
+        try:
+            return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    async def rewards(self, batch: bytes) -> None:
+        """See `Channel.rewards`."""
+        await self._ask(REWARDS, batch)
+
+    async def call(self, method: str, *args: Any) -> bytes:
+        """See `Channel.call`."""
+        return await self._ask(CALL, msgspec.msgpack.encode([method, args]))

@@ -1,0 +1,242 @@
+"""The supervisor: one process that starts the others, starts again what dies, and ends them in order.
+
+    serve -> supervisor --fork--> agent, learner, worker 0 .. N-1 (all accept on one listening socket)
+
+It loads what the children need before it forks, so that a child, the first as well as one that is started again, is
+there within milliseconds. Numba's kernels are compiled code in memory by then, shared by all.
+
+Ending: workers (finish requests, hand over decisions), agent (append), learner (learn what is in the log), each within
+its time; then SIGKILL. Children die with their parent (PR_SET_PDEATHSIG), so that nothing is left when it is killed.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from server import data
+from server.children import agent, learner, run_child, worker
+from server.settings import Settings
+from server.shared import (
+    AGENT_RESTARTS,
+    DRAINING,
+    GENERATION,
+    LEARNER_RESTARTS,
+    PID,
+    SEEN,
+    WORKER_RESTARTS,
+    HostFile,
+    RunFolder,
+    run_folder,
+)
+from streaming.errors import StreamingError
+
+log = logging.getLogger(__name__)
+BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+SOUND_S = 10.0  # who lived so long starts again at once
+READY_WITHIN_S = 60.0
+AGENT_END_S = 15.0
+LEARNER_END_S = 15.0
+
+
+@dataclass
+class Child:
+    """A process that should be there. `restarts` is the word of the host file that counts."""
+
+    name: str
+    main: Callable[[], int]
+    restarts: int
+    row: int | None = None
+    pid: int = 0
+    started: float = 0.0
+    failures: int = 0
+    start_at: float = 0.0
+    ended: list[int] = field(default_factory=list)
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status. Trouble at the start is one sentence on stderr."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+    )
+    try:
+        lock = data.take(settings.data)
+        listener = _listen(settings)
+        store_id = data.prepare(settings.data, settings.shards)
+    except (data.DataFolderError, StreamingError, OSError) as error:
+        print(f"croupier: {error}", file=sys.stderr)
+        return 1
+    folder = run_folder(settings.data.resolve(), store_id, settings.run_dir)
+    folder.sweep([])
+    try:
+        return Supervisor(settings, folder, listener).run()
+    finally:
+        folder.remove()
+        listener.close()
+        os.close(lock)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}.") from None
+    listener.setblocking(False)
+    return listener
+
+
+class Supervisor:
+    """Owns the children from `run` to its end."""
+
+    def __init__(self, settings: Settings, folder: RunFolder, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+        self.host = HostFile.create(folder, settings.workers)
+        self._children = [
+            Child("agent", lambda: agent(settings, folder), AGENT_RESTARTS),
+            Child("learner", lambda: learner(settings, folder), LEARNER_RESTARTS),
+        ]
+        for i in range(settings.workers):
+            main = _worker_main(settings, folder, i, listener)
+            self._children.append(Child(f"worker {i}", main, WORKER_RESTARTS, row=i))
+        self._stop = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def run(self) -> int:
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._told_to_stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        preload()
+        ready = False
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not self._stop:
+            self._reap()
+            self._start_due()
+            if not ready and self._ready():
+                ready = True
+                self._announce()
+            if not ready and time.monotonic() > deadline:
+                print("croupier: it did not become ready; the lines above say why.", file=sys.stderr)
+                self._end()
+                return 1
+            self._wait(0.01 if not ready else 0.5)
+        self._end()
+        return 0
+
+    def _told_to_stop(self, number: int, frame: object) -> None:
+        del number, frame
+        self._stop = True
+
+    def _wait(self, seconds: float) -> None:
+        due = [child.start_at - time.monotonic() for child in self._children if not child.pid]
+        select.select([self._wake_read], [], [], max(0.0, min([seconds, *due])))
+        try:
+            while os.read(self._wake_read, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _ready(self) -> bool:
+        generation = self.host[GENERATION]
+        rows = [self.host.row(i) for i in range(self.host.rows)]
+        return generation > 0 and all(row[PID] and row[SEEN] for row in rows)
+
+    def _announce(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"croupier is ready on http://{shown}:{port} (docs at /docs, data in {self._settings.data})", flush=True)
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if not child.pid and now >= child.start_at:
+                self._start(child)
+
+    def _start(self, child: Child) -> None:
+        parent = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child.started = time.monotonic()
+        child.pid = os.fork()
+        if child.pid == 0:
+            run_child(child.main, parent, child.name)
+
+    def _reap(self) -> None:
+        """Takes note of children that have ended, and says when each starts again."""
+        for child in self._children:
+            if not child.pid or not _has_ended(child.pid, child.ended):
+                continue
+            child.pid = 0
+            if child.row is not None:
+                self.host.row(child.row)[PID] = 0
+            if self._stop:
+                continue
+            now = time.monotonic()
+            child.failures = 0 if now - child.started > SOUND_S else child.failures + 1
+            wait = BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
+            child.start_at = now + wait
+            self.host.add(child.restarts)
+            log.warning("%s ended (%s) and starts again in %g s", child.name, _how(child.ended[-1]), wait)
+
+    def _end(self) -> None:
+        """Workers first, so that nothing new comes; then the agent; then the learner, which learns what they left."""
+        self._stop = True
+        self.host[DRAINING] = 1
+        workers = [child for child in self._children if child.row is not None]
+        agents, learners = self._children[:1], self._children[1:2]
+        self._end_all(workers, self._settings.drain_s + 8.0)
+        self._end_all(agents, AGENT_END_S)
+        self._end_all(learners, LEARNER_END_S)
+
+    def _end_all(self, children: list[Child], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for child in children:
+            if child.pid:
+                os.kill(child.pid, signal.SIGTERM)
+        while any(child.pid for child in children):
+            self._reap()
+            if time.monotonic() >= deadline:
+                for child in children:
+                    if child.pid:
+                        log.warning("%s did not end within %g s and is killed", child.name, seconds)
+                        os.kill(child.pid, signal.SIGKILL)
+                deadline = float("inf")
+            self._wait(0.05)
+
+
+def _worker_main(settings: Settings, folder: RunFolder, number: int, listener: socket.socket) -> Callable[[], int]:
+    return lambda: worker(settings, folder, number, listener)
+
+
+def _has_ended(pid: int, ended: list[int]) -> bool:
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:  # pragma: no cover - somebody else waited for it
+        found, status = pid, 0
+    if found:
+        ended[:] = [status]
+    return bool(found)
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}" if code < 0 else f"status {code}"
+
+
+def preload() -> None:
+    """Imports what the children run, and compiles or loads their kernels."""
+
+    from server.warm import warm_up
+
+    warm_up()
