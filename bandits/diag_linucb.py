@@ -46,7 +46,8 @@ class DiagParameters:
 
     Args:
         clusters_per_user: K, how many nearest centroids make a context when the caller sends an embedding.
-        temperature: of the softmax over similarities, in their unit; small means the nearest cluster alone.
+        temperature: of the softmax over similarities, in their unit (graphs built from ratings have similarities that
+            spread by 1); small means the nearest cluster alone.
         alpha: how many widths are added to the mean (explore) or span one standard deviation (thompson); >= 0.
         prior: ridge added to every d; > 0.
         mode: explore (mean + alpha width), exploit (mean), thompson (normal with that mean and alpha width).
@@ -65,9 +66,9 @@ class DiagParameters:
     """
 
     clusters_per_user: int = 10
-    temperature: float = 0.1
-    alpha: float = 0.5
-    prior: float = 1.0
+    temperature: float = 0.015
+    alpha: float = 0.3
+    prior: float = 0.1
     mode: str = "explore"
     explore_share: float = 1.0
     randomize_top: int = 1
@@ -254,7 +255,7 @@ class DiagLinUCB:
         default: the reward an unanswered decision teaches at once; None: only answers teach.
 
     >>> graph = Graph(np.eye(2, dtype=np.float32), np.array([0, 2, 4]), np.array([0, 1, 0, 1], np.uint32), ("a", "b"))
-    >>> policy = DiagLinUCB(graph, DiagParameters(clusters_per_user=1, alpha=0.0))
+    >>> policy = DiagLinUCB(graph, DiagParameters(clusters_per_user=1, alpha=0.0, prior=1.0))
     >>> user = policy.nearest([1.0, 0.0])
     >>> policy.decided(user, [1])                      # "b" was shown
     >>> policy.rewarded(user, 1, 1.0)                  # and clicked
@@ -315,6 +316,16 @@ class DiagLinUCB:
         before = self.default if old is None else old
         self._learn(context, [item], float(before is None), reward - (before or 0.0), time_ms)
 
+    def learn(
+        self,
+        context: Context,
+        items: Sequence[int] | NDArray[np.uint32],
+        rewards: NDArray[np.float64],
+        time_ms: int | None = None,
+    ) -> None:
+        """A decision and all its rewards at once, one for each item shown: what `decided` and `rewarded` sum up to."""
+        self._learn(context, items, 1.0, rewards, time_ms)
+
     def at(self, time_ms: int) -> None:
         """Let time pass: with a half-life every score depends on it, so all serving pairs are written anew."""
         self.time_ms = max(self.time_ms, time_ms)
@@ -329,10 +340,10 @@ class DiagLinUCB:
         context: Context,
         items: Sequence[int] | NDArray[np.uint32],
         play: float,
-        amount: float,
+        amount: float | NDArray[np.float64],
         time_ms: int | None,
     ) -> None:
-        if not np.isfinite(amount):
+        if not np.isfinite(amount).all():
             raise DiagError("reward", f"must be a finite number, the difference to learn is {amount}")
         n, time_ms = len(items), self.time_ms if time_ms is None else time_ms
         if time_ms > self.time_ms and self.parameters.half_life_s is not None:
