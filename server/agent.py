@@ -258,9 +258,10 @@ class Agent:
                 raise GraphError("centroids", sentence)
 
     def _check_item(self, record: ItemPut, policy: Policy | None) -> None:
-        if policy is not None and policy.spec.is_diag:
-            if policy.graph is None or record.id not in self._graph(policy.graph.blob).ids:
-                raise errors.unknown_item(record.policy, record.id)
+        if policy is None or not policy.spec.is_diag:
+            return
+        if policy.graph is None or record.id not in self._graph(policy.graph.blob).ids:
+            raise errors.unknown_item(record.policy, record.id)
 
     def _append_control(self, record: ControlRecord) -> int:
         """Appends the next control record and its pointers in one append."""

@@ -198,6 +198,6 @@ class HostEngine:
         """See `Engine.metrics`."""
         return _BYTES.decode(await self.channel.call("metrics"))
 
-    def count(self, route: str, outcome: str, seconds: float) -> None:
+    def count(self, route: str, status: int, seconds: float) -> None:
         """See `Engine.count`."""
-        self.row.request(route, outcome, seconds)
+        self.row.request(route, status, seconds)

@@ -43,7 +43,7 @@ class LearnerLoop:
         self._away = False
 
     def run(self) -> None:
-        """Raises what trying again does not help against: a foreign log, another release's record, a mistake of ours."""
+        """Raises what trying again does not help against: a foreign log, another release's record, our mistake."""
         self._host[LEARNER_PID] = os.getpid()
         next_snapshot = time.monotonic() + self._interval_s
         finish_by: float | None = None

@@ -5,6 +5,7 @@ word, and does it again when the word was odd or has changed. Fences keep compil
 loads and stores across the word's.
 """
 
+# ruff: noqa: ARG001 - numba fixes the parameters of intrinsics
 from typing import Any
 
 import numpy as np

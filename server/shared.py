@@ -213,8 +213,8 @@ class HostFile:
     >>> import tempfile
     >>> host = HostFile.create(RunFolder(Path(tempfile.mkdtemp()), Path("unused")), workers=2)
     >>> row = host.row(1)
-    >>> row.request("/v1/feedback", "2xx", 0.0004)
-    >>> row.request("/of/no/route", "4xx", 7.0)
+    >>> row.request("/v1/feedback", 202, 0.0004)
+    >>> row.request("/of/no/route", 404, 7.0)
     >>> [host.rows, sum(row.latency("/v1/feedback", "2xx")[:-1]), sum(row.latency("unknown", "4xx")[:-1])]
     [2, 1, 1]
     """
@@ -276,9 +276,10 @@ class Row:
     def __setitem__(self, place: int, value: int) -> None:
         self.words[place] = value
 
-    def request(self, route: str, outcome: str, seconds: float) -> None:
-        """One answered request, by its route's template; an outcome that is none of OUTCOMES (3xx) counts as 2xx."""
-        at = REQUESTS + (_ROUTE.get(route, 0) * len(OUTCOMES) + _OUTCOME.get(outcome, 0)) * SPAN
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """One answered request, by its route's template and HTTP status."""
+        outcome = 0 if status < 400 else 1 if status < 500 else 2
+        at = REQUESTS + (_ROUTE.get(route, 0) * len(OUTCOMES) + outcome) * SPAN
         self.words[at + bisect_left(LATENCY_S, seconds)] += 1
         self.words[at + SPAN - 1] += int(seconds * 1e6)
 

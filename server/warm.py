@@ -1,4 +1,4 @@
-"""One small turn of the whole loop in memory, so that every kernel is compiled, or loaded from its cache, before use."""
+"""One small turn of the whole loop in memory, so that every kernel is compiled, or loaded from its cache."""
 
 import tempfile
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from bandits.graph import Graph
 from server.feedback import judge
-from server.outbox import Outbox
+from server.outbox import Outbox, unpack
 from server.recommender import Recommender, Views
 from server.replica import Replica
 from server.schemas import FeedbackRow, RecommendRequest, User
@@ -48,9 +48,9 @@ def warm_up() -> None:
         learner.poll()
         replica.load()
         views = Views(host, host.row(0), folder)
-        outbox = Outbox(host.row(0), 0.0, lambda _seconds, _call: None)
         sent: list[bytes] = []
-        outbox.add = lambda _shard, event, _counted=True: sent.append(event)  # type: ignore[method-assign, misc]
+        outbox = Outbox(host.row(0), 0.0, lambda _seconds, _call: None)
+        outbox.send = lambda _number, batch: sent.append(batch) is None
         recommender = Recommender(views, outbox, host.row(0))
         queries = (
             RecommendRequest("diag", User(embedding=[1.0, 0.0]), k=1),
@@ -60,7 +60,9 @@ def warm_up() -> None:
         decisions = [recommender.recommend(query) for query in queries]
         rows = [FeedbackRow(decision.decision_id, decision.items[0].id, 1.0) for decision in decisions]
         _, by_shard = judge(rows, views, host.row(0))
-        log.append([(0, events.frame([*sent, *by_shard[0]]))])
+        outbox.flush()
+        log.append([(0, events.frame_of(count, data)) for _, count, data in unpack(sent[0])])
+        log.append([(0, events.frame(by_shard[0]))])
         learner.poll()
         replica.poll()
         recommender.recommend(queries[2])

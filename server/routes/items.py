@@ -61,13 +61,11 @@ async def put_item(request: Request, name: str, id: str) -> Response:
                 raise errors.invalid(field, f"Policy {name!r} is no diag-linucb policy; its arms have no {field}.")
         return changed(await engine.control(ItemPut(name, id, body.paused)), 200 if before else 201)
     if before is None:
-        result = await add_to_graph(engine, policy, id, body)
-        if not body.paused:
-            return changed(result, 201)
-    elif body.embedding is not None or body.clusters is not None:
+        return changed(await add_to_graph(engine, policy, id, body), 201)
+    if body.embedding is not None or body.clusters is not None:
         detail = "The item is in the graph already; delete it first, or PUT a whole graph, to give it other edges."
         raise errors.conflict(detail)
-    return changed(await engine.control(ItemPut(name, id, body.paused)), 200 if before else 201)
+    return changed(await engine.control(ItemPut(name, id, body.paused)))
 
 
 @route(router, "PATCH", PATH, role="admin", body=ItemPatchBody, answers=SHOWN, problems=WRITE,
@@ -91,7 +89,7 @@ async def delete_item(request: Request, name: str, id: str) -> Response:
     if policy.items == 1:
         raise errors.conflict("This is the graph's last item; PUT another graph, or delete the policy.")
     graph = await engine.graph(name)
-    return changed(await put_graph_of(engine, policy, await asyncio.to_thread(graph.without_item, id)))
+    return changed(await put_graph_of(engine, name, policy.version, await asyncio.to_thread(graph.without_item, id)))
 
 
 async def find_item(engine: Engine, policy: str, item: str) -> ItemInfo | None:
@@ -116,7 +114,9 @@ async def add_to_graph(engine: Engine, policy: PolicyInfo, item: str, body: Item
         larger = await asyncio.to_thread(graph.with_item, item, clusters)
     except GraphError as error:
         raise errors.invalid(error.field, errors.as_sentence(error.sentence)) from None
-    return await put_graph_of(engine, policy, larger)
+    # Paused or not is said first, so that the item is never shown before; one of this id may have left it otherwise.
+    said = await engine.control(ItemPut(policy.name, item, body.paused), if_version=policy.version)
+    return await put_graph_of(engine, policy.name, said.number, larger)
 
 
 def clusters_of(graph: Graph, embedding: list[float]) -> list[int]:
@@ -130,7 +130,7 @@ def clusters_of(graph: Graph, embedding: list[float]) -> list[int]:
     return sorted(int(c) for c in np.argsort(-similarity, kind="stable")[:n])
 
 
-async def put_graph_of(engine: Engine, policy: PolicyInfo, graph: Graph) -> ControlResult:
+async def put_graph_of(engine: Engine, policy: str, if_version: int, graph: Graph) -> ControlResult:
     """A changed graph in place of the policy's; 409 when somebody else changed the policy meanwhile."""
     blob = await engine.put_blob(await asyncio.to_thread(graph.to_bytes))
-    return await engine.control(GraphPut(policy.name, blob, keeps_clusters=True), if_version=policy.version)
+    return await engine.control(GraphPut(policy, blob, keeps_clusters=True), if_version=if_version)

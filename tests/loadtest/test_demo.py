@@ -73,7 +73,7 @@ def gone(pids: list[int]) -> bool:
 
 def test_the_demo_learns_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = shared_memory()
-    with demo_of("12", tmp_path) as demo:
+    with demo_of("8", tmp_path) as demo:
         assert demo.stdout is not None
         head = read_until(demo, r"\bcurl\b")
         url = re.search(r"(http://\S+)/docs", head)
@@ -101,13 +101,12 @@ def test_the_demo_learns_and_leaves_nothing_behind(tmp_path: Path) -> None:
         httpx.get(f"{url[1]}/healthz")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_demo_in_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_ctrl_c_ends_the_demo_in_order(tmp_path: Path) -> None:
     with demo_of("None", tmp_path) as demo:
         assert demo.stdout is not None
         read_until(demo, r"\d+ s .*random")
         servers = children(demo.pid)
-        demo.send_signal(number)
+        demo.send_signal(signal.SIGINT)
         rest = demo.stdout.read()
         assert demo.wait(30) == 0, rest
     assert "Summary" in rest
