@@ -6,38 +6,113 @@
     shards/{n}/{table}.npy    every table of every shard (`streaming.state` lists them), readable by numpy
 
 It is a zip file. It holds the signing keys, so that the ids of open decisions stay good: keep it as you keep the keys.
-Outcome: a server that starts on the imported folder serves the same parameters. Its log is a new one and begins with
-the control history, and in each shard with the records that the shard had not applied yet; the clock of the log goes
-on from where it was.
+
+A server that starts on the imported folder serves the same parameters. The folder's log is a new one. Its control
+partition holds the whole control history, so numbers go on where they were; each shard's begins with an empty frame,
+so that the log's time goes on where it was, and with the control records which that shard had not applied yet; both
+are learned at once. Each shard's parameters stand as a snapshot at offset 0, from which `replay` starts.
 """
 
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+import numpy as np
+
+from streaming import events, reshard
+from streaming.control import GraphPut, from_json
 from streaming.errors import StreamingError
-from streaming.folder import Progress, silent
-from streaming.log import Clock, wall_clock
+from streaming.folder import (
+    LOG_FILE,
+    STORE_FILE,
+    Folder,
+    Progress,
+    control_history,
+    control_of,
+    open_folder,
+    silent,
+    state_of,
+)
+from streaming.learner import Learner, new_commit_id
+from streaming.log import CONTROL, Clock, wall_clock
+from streaming.log.sqlite import SqliteLog
+from streaming.state import LAYOUT as STATE_LAYOUT
+from streaming.state import State
+from streaming.store import NOTHING, Commit, Manifest, ParameterStore
+from streaming.store.sqlite import SqliteStore
+
+FORMAT = "croupier export"
+LAYOUT = 1
+_MANIFEST, _CONTROL = "manifest.json", "control"
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, KeyError, ValueError, OverflowError, RuntimeError,
+    NotImplementedError, IndexError, TypeError,
+)  # fmt: skip
+"""What zipfile, numpy and msgspec raise for bytes that are not what they should be."""
 
 
 class ArchiveError(StreamingError):
     """A file that is no sound export, or that cannot be imported so; the sentence says what to do."""
 
 
+class Member(msgspec.Struct, frozen=True):
+    """One file of the archive."""
+
+    size: int
+    blake2b: str
+
+
+class ShardHead(msgspec.Struct, frozen=True):
+    """How far a shard's tables go: offset in the old log, log time, and control records applied."""
+
+    head: int
+    log_time_ms: int
+    applied: int
+
+
+class ArchiveManifest(msgspec.Struct, frozen=True):
+    """What the archive is and holds."""
+
+    format: str
+    layout: int
+    state_layout: int
+    exported_ms: int
+    shards: list[ShardHead]
+    policies: list[str]
+    members: dict[str, Member]
+
+
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` wrote."""
+    """What `export` wrote. `behind`: records of the log that the learner had not come to, so they are not in it."""
 
     file: str
     size_bytes: int
     heads: list[int]
+    behind: int
     policies: list[str]
 
     def lines(self) -> list[str]:
-        return [
+        lines = [
             f"{self.file}: {self.size_bytes:,} bytes, {len(self.heads)} shards, {len(self.policies)} policies "
             f"({', '.join(self.policies) or 'none'})",
             "It holds the signing keys: keep it as you keep those.",
         ]
+        if self.behind:
+            lines.append(
+                f"{self.behind:,} records of the log were not learned yet and are not in it: to have them, let the "
+                "server run until `croupier doctor` shows no lag, and export again."
+            )
+        return lines
 
 
 @dataclass(frozen=True)
@@ -55,13 +130,223 @@ class ImportReport:
         ]
 
 
+# ------------------------------------------------------------------------------------------------------------- export
+
+
 def export(data: Path, file: Path, progress: Progress = silent, clock: Clock = wall_clock) -> ExportReport:
-    """Writes what the folder at `data` knows to `file`, which must not exist. A server may be running on the folder."""
-    raise NotImplementedError
+    """Writes what the folder at `data` knows to `file`, which must not exist. A server may be running on the folder.
+
+    Raises ArchiveError where the file is there or cannot be written, and what `streaming.folder.open_folder` raises.
+    """
+    if file.exists():
+        raise ArchiveError(f"{file} is there already: choose another name, or move it away")
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with open_folder(data) as folder:
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w+b") as out:
+                report = _write(folder, out, progress, clock)
+                out.flush()
+                os.fsync(out.fileno())
+            size = part.stat().st_size
+            os.rename(part, file)
+    except OSError as error:
+        raise ArchiveError(f"{file} cannot be written ({error.strerror}): choose a folder with room for it") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return ExportReport(str(file), size, *report)
+
+
+def _write(
+    folder: Folder, out: io.BufferedRandom, progress: Progress, clock: Clock
+) -> tuple[list[int], int, list[str]]:
+    members: dict[str, Member] = {}
+    heads: list[ShardHead] = []
+    blobs: set[str] = set()
+    policies: set[str] = set()
+    behind = 0
+    steps = folder.log.shards + 1
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+
+        def add(name: str, content: bytes) -> None:
+            members[name] = Member(len(content), hashlib.blake2b(content).hexdigest())
+            archive.writestr(name, content)
+
+        for shard in range(folder.log.shards):
+            image = folder.store.load(shard)
+            state, (_, head) = state_of(image), image.last
+            control = control_of(state)
+            for name in sorted(state.tables):
+                add(f"shards/{shard}/{name}.npy", _npy(state, name))
+            heads.append(ShardHead(head, _log_time_ms(folder, shard, head), control.applied))
+            policies.update(control.policies)
+            blobs.update(policy.graph.blob for policy in control.policies.values() if policy.graph)
+            behind += folder.log.bounds(shard)[1] - head
+            progress("shards", shard + 1, steps)
+        # Read after the shards, so that it holds every record which one of them has applied.
+        history = control_history(folder)
+        add(_CONTROL, msgspec.msgpack.encode(history))
+        blobs.update(_pending_blobs(history, min(head.applied for head in heads)))
+        for blob in sorted(blobs):
+            add(f"blobs/{blob}", folder.store.get_blob(blob))
+        names = sorted(policies)
+        manifest = ArchiveManifest(FORMAT, LAYOUT, STATE_LAYOUT, clock(), heads, names, members)
+        archive.writestr(_MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    progress("shards", steps, steps)
+    return [head.head for head in heads], behind, names
+
+
+def _npy(state: State, name: str) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(state[name]), allow_pickle=False)
+    return out.getvalue()
+
+
+def _log_time_ms(folder: Folder, shard: int, head: int) -> int:
+    """Log time of the shard's tables: of the last record in them, or of the snapshot behind which that was trimmed."""
+    times = [snapshot.time_ms for snapshot in folder.store.snapshots(shard) if snapshot.head <= head]
+    start, _ = folder.log.bounds(shard)
+    if head > start:
+        times += [record.time_ms for record in folder.log.read(shard, head - 1, 1)]
+    return max(times, default=0)
+
+
+def _after(history: Iterable[bytes], applied: int) -> Iterator[tuple[int, bytes, bytes]]:
+    """(n, JSON, record) of the control records after number `applied`, the first of each number, in order."""
+    for data in history:
+        record = events.control_of(data)
+        if record is not None and record[0] == applied + 1:
+            applied += 1
+            yield *record, data
+
+
+def _pending_blobs(history: list[bytes], applied: int) -> set[str]:
+    records = (from_json(data) for _, data, _ in _after(history, applied))
+    return {record.blob for record in records if isinstance(record, GraphPut)}
+
+
+# ------------------------------------------------------------------------------------------------------------- import
 
 
 def import_(
     file: Path, data: Path, shards: int | None = None, progress: Progress = silent, clock: Clock = wall_clock
 ) -> ImportReport:
-    """Makes a new data folder at `data` (absent or empty) from an export. `shards` None: as many as it had."""
-    raise NotImplementedError
+    """Makes a new data folder at `data` (absent or empty) from an export. `shards` None: as many as it had.
+
+    With another number of shards, items and banks move to the shards that then own them; edges of policies that forget
+    keep their values to rounding only. Raises ArchiveError, with nothing made, where the file is damaged, foreign or
+    of another release, or the folder is not empty.
+    """
+    if data.exists() and (not data.is_dir() or any(data.iterdir())):
+        raise ArchiveError(f"{data} is not an empty folder: import into a new one, or move that one away")
+    if shards is not None and not 1 <= shards <= 1024:
+        raise ArchiveError(f"shards is {shards}: must be 1 to 1,024")
+    try:
+        manifest, contents = _open(file, progress)
+        states, history, blobs = _parse(file, manifest, contents)
+    except _BROKEN as error:
+        raise ArchiveError(f"{file} is damaged ({error}): copy it again, or take an older export") from error
+    if shards is not None and shards != len(states):
+        if len({head.applied for head in manifest.shards}) > 1:
+            raise ArchiveError(
+                f"the shards in {file} had not all applied the newest control record, so their number cannot change: "
+                "export again a second later, or import with as many shards as it has and export that"
+            )
+        states = reshard.redistribute(states, shards, blobs.__getitem__)
+    time_ms = max(head.log_time_ms for head in manifest.shards)
+    data = data.absolute()
+    new = None
+    try:
+        data.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f"{data.name}.", suffix=".importing", dir=data.parent))
+        _make(new, states, history, blobs, lambda: max(time_ms, clock()))
+        os.rename(new, data)
+    except OSError as error:
+        raise ArchiveError(f"{data} cannot be made ({error.strerror}): choose a folder with room for it") from error
+    finally:
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
+    return ImportReport(str(data), len(states), manifest.policies)
+
+
+def _open(file: Path, progress: Progress) -> tuple[ArchiveManifest, dict[str, bytes]]:
+    """The manifest and all members, their checksums verified."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = set(archive.namelist())
+            if _MANIFEST not in names:
+                raise ArchiveError(f"{file} is no export of croupier: it has no {_MANIFEST}")
+            head = msgspec.json.decode(archive.read(_MANIFEST))
+            if not isinstance(head, dict) or head.get("format") != FORMAT:
+                raise ArchiveError(f"{file} is no export of croupier: its {_MANIFEST} does not say so")
+            if head.get("layout") != LAYOUT or head.get("state_layout") != STATE_LAYOUT:
+                raise ArchiveError(
+                    f"{file} has layout {head.get('layout')}.{head.get('state_layout')}, this release reads "
+                    f"{LAYOUT}.{STATE_LAYOUT}: import it with the release that wrote it"
+                )
+            manifest = msgspec.convert(head, ArchiveManifest)
+            if names != manifest.members.keys() | {_MANIFEST}:
+                raise ValueError("members are missing or added")
+            contents = {}
+            for done, (name, member) in enumerate(manifest.members.items(), 1):
+                content = archive.read(name)
+                if len(content) != member.size or hashlib.blake2b(content).hexdigest() != member.blake2b:
+                    raise ValueError(f"{name} has another checksum")
+                contents[name] = content
+                progress("reading", done, len(manifest.members))
+    except OSError as error:
+        raise ArchiveError(f"{file} cannot be read: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:
+        raise ArchiveError(f"{file} is no export of croupier, or only a part of one ({error})") from error
+    return manifest, contents
+
+
+def _parse(
+    file: Path, manifest: ArchiveManifest, contents: dict[str, bytes]
+) -> tuple[list[State], list[bytes], dict[str, bytes]]:
+    states = [State() for _ in manifest.shards]
+    blobs = {}
+    for name, content in contents.items():
+        kind, _, rest = name.partition("/")
+        if kind == "blobs":
+            blobs[rest] = content
+        elif kind == "shards":
+            number, _, table = rest.partition("/")
+            rows = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            states[int(number)].write(table.removesuffix(".npy"), rows)
+    history = msgspec.msgpack.decode(contents[_CONTROL], type=list[bytes])
+    newest = max(head.applied for head in manifest.shards)
+    for shard, head in enumerate(manifest.shards):
+        reached = [head.applied, *(n for n, _, _ in _after(history, head.applied))][-1]
+        if reached < newest:
+            raise ArchiveError(f"{file} lacks control record {reached + 1}, which shard {shard} needs: export again")
+    return states, history, blobs
+
+
+def _make(folder: Path, states: list[State], history: list[bytes], blobs: dict[str, bytes], clock: Clock) -> None:
+    with contextlib.ExitStack() as stack:
+        log = SqliteLog(str(folder / LOG_FILE), len(states), clock, write=True)
+        stack.callback(log.close)
+        store = SqliteStore(str(folder / STORE_FILE), clock)
+        stack.callback(store.close)
+        store.create(Manifest(os.urandom(16).hex(), log.id, len(states), STATE_LAYOUT))
+        for blob in blobs.values():
+            store.put_blob(blob)
+        batches = [(CONTROL, record) for record in history]
+        for shard, state in enumerate(states):
+            batches.append((shard, events.frame([])))
+            batches += [(shard, record) for _, _, record in _after(history, control_of(state).applied)]
+        log.append(batches)
+        for shard, state in enumerate(states):
+            if state.tables:
+                _place(store, shard, state, clock())
+            Learner(shard, log, store).poll()
+
+
+def _place(store: ParameterStore, shard: int, state: State, now_ms: int) -> None:
+    """Makes `state` the shard's base and its snapshot at offset 0."""
+    commit_id = new_commit_id()
+    store.commit(shard, Commit(commit_id, NOTHING, 0, now_ms, now_ms, State().take_delta()))
+    # The stream keeps nothing: a follower that has nothing must load, not apply the empty commit.
+    store.fold(shard, commit_id, state.take_parts()[0], keep=0)
+    store.snapshot(shard)

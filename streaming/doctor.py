@@ -3,10 +3,36 @@
 It never writes, and a server may be running on the folder.
 """
 
+import shutil
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
-from streaming.folder import Progress, silent
+from streaming.contract import COLUMNS, POISONED
+from streaming.control import ControlError, ControlState, from_json
+from streaming.errors import LogUnavailable, NotFound, StreamingError
+from streaming.events import control_of as control_record
+from streaming.folder import (
+    LOG_FILE,
+    STORE_FILE,
+    Folder,
+    Progress,
+    control_history,
+    control_of,
+    open_folder,
+    silent,
+    state_of,
+)
+from streaming.log import Clock, wall_clock
+from streaming.state import State
+from streaming.store import SnapshotInfo
+
+FREE_BYTES = 256 << 20
+"""A disk with less room than this is a problem: one large fold, or one burst of rewards, fills it."""
+STUCK_MS = 60_000
+LETTERS_SHOWN = 5
 
 
 @dataclass
@@ -22,10 +48,215 @@ class DoctorReport:
         return not self.problems
 
     def lines(self) -> list[str]:
-        verdict = f"{self.data} is in order." if self.ok else f"{len(self.problems)} problems:"
+        n = len(self.problems)
+        verdict = f"{self.data} is in order." if self.ok else f"{n} problem{'s' * (n > 1)}:"
         return [*self.facts, verdict, *(f"- {problem}" for problem in self.problems)]
 
 
-def doctor(data: Path, progress: Progress = silent) -> DoctorReport:
-    """Examines the data folder at `data`. Never raises for what is wrong with the folder: that is what it reports."""
-    raise NotImplementedError
+def doctor(data: Path, progress: Progress = silent, clock: Clock = wall_clock) -> DoctorReport:
+    """Examines the data folder at `data`. What is wrong with it is reported, not raised."""
+    report = DoctorReport(str(data))
+    if not data.is_dir():
+        report.problems.append(f"there is no data folder at {data}: `croupier serve --data {data}` makes one")
+        return report
+    free = shutil.disk_usage(data).free
+    report.facts.append(f"{data}: {_size(free)} free on its disk")
+    if free < FREE_BYTES:
+        report.problems.append(
+            f"the disk of {data} has only {_size(free)} left: free some; when it is full, feedback is refused with 503"
+        )
+    sound = True
+    for name, noun in ((LOG_FILE, "event log"), (STORE_FILE, "parameter store")):
+        progress(f"checking {name}", 0, 1)
+        sound = _file(data / name, noun, report) and sound
+        progress(f"checking {name}", 1, 1)
+    if not sound:
+        return report
+    try:
+        with open_folder(data, clock) as folder:
+            _folder(folder, report, progress, clock())
+    except (StreamingError, OSError) as error:
+        report.problems.append(str(error))
+    return report
+
+
+def _file(path: Path, noun: str, report: DoctorReport) -> bool:
+    """Whether the file is there and sound by SQLite's own check of its structure."""
+    if not path.exists():
+        report.problems.append(
+            f"there is no {noun} at {path}: restore log and store together from one backup, or start the server on an "
+            "empty folder"
+        )
+        return False
+    sound = ["it cannot be read"]
+    try:
+        con = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
+        try:
+            sound = [row[0] for row in con.execute("PRAGMA quick_check(3)")]
+        finally:
+            con.close()
+    except sqlite3.Error as error:
+        sound = [str(error)]
+    if sound != ["ok"]:
+        report.problems.append(
+            f"the {noun} {path} is damaged ({'; '.join(sound)}): restore log and store together from one backup, or "
+            "move the data folder away to start anew"
+        )
+    return sound == ["ok"]
+
+
+def _folder(folder: Folder, report: DoctorReport, progress: Progress, now_ms: int) -> None:
+    log, store = folder.log, folder.store
+    report.facts.append(
+        f"log {log.id}, {_size(log.size_bytes())}; store {folder.manifest.id}, {_size(store.size_bytes())}; "
+        f"they belong together; {log.shards} shards"
+    )
+    newest = _control(folder, report)
+    for shard in range(log.shards):
+        try:
+            _shard(folder, shard, newest, report, now_ms)
+        except StreamingError as error:
+            report.problems.append(f"shard {shard}: {error}")
+        progress("shards", shard + 1, log.shards)
+
+
+def _control(folder: Folder, report: DoctorReport) -> int:
+    """The number of the newest control record; reports which of them changed nothing, and why."""
+    state, ignored = ControlState(), []
+    for data in control_history(folder):
+        record = control_record(data)
+        if record is None or record[0] != state.applied + 1:
+            continue
+        before = state.encode()
+        try:
+            state.apply(record[0], from_json(record[1]))
+        except ControlError as error:
+            ignored.append(f"{record[0]} ({error})")
+            state = ControlState.decode(before)
+            state.applied = record[0]
+    report.facts.append(
+        f"control: {state.applied} records, {len(state.policies)} policies "
+        f"({', '.join(sorted(state.policies)) or 'none'}), {len(state.keys)} signing keys"
+        + (f"; without effect: {', '.join(ignored)}" if ignored else "")
+    )
+    return state.applied
+
+
+def _shard(folder: Folder, shard: int, newest: int, report: DoctorReport, now_ms: int) -> None:
+    snapshots = folder.store.snapshots(shard)
+    image = folder.store.load(shard)
+    state, (_, head) = state_of(image), image.last
+    start, end = folder.log.bounds(shard)
+    control = control_of(state)
+    report.facts += [
+        f"shard {shard}: log keeps offsets {start:,} to {end:,}, parameters include it up to {head:,}; "
+        + _lag(folder, shard, head, end, now_ms, report),
+        f"  kept: {_kept(snapshots, start)}",
+        f"  {_size(sum(state[name].nbytes for name in state.tables))} in {len(state.tables)} tables, "
+        f"{len(image.deltas):,} commits since the base; {_tables(state)}",
+        *_letters(state),
+    ]
+    report.problems += [f"shard {shard}: {problem}" for problem in _positions(snapshots, start, head, end)]
+    if head == end and control.applied < newest:
+        report.problems.append(
+            f"shard {shard}: control record {control.applied + 1} of {newest} has not reached it: start the server, "
+            "which sends it again"
+        )
+    for snapshot in snapshots:
+        folder.store.load_snapshot(snapshot.name)  # raises where a part has a wrong checksum
+    for policy in control.policies.values():
+        try:
+            if policy.graph is not None:
+                folder.store.get_blob(policy.graph.blob)
+        except NotFound:
+            report.problems.append(
+                f"shard {shard}: the graph of policy {policy.name!r} is missing in the store: upload the graph again"
+            )
+
+
+def _lag(folder: Folder, shard: int, head: int, end: int, now_ms: int, report: DoctorReport) -> str:
+    try:
+        waiting = folder.log.read(shard, head, 1) if head < end else []
+    except LogUnavailable:
+        waiting = []
+    if not waiting:
+        return "no lag"
+    waited_ms = max(0, now_ms - waiting[0].time_ms)
+    if waited_ms > STUCK_MS:
+        report.problems.append(
+            f"shard {shard}: {end - head:,} records have waited {waited_ms / 1000:,.0f} s to be learned: start the "
+            "server; if it is running, its learner has stopped, and its messages say why"
+        )
+    return f"lag {end - head:,} records, the oldest waiting {waited_ms / 1000:,.3f} s"
+
+
+def _kept(snapshots: list[SnapshotInfo], start: int) -> str:
+    if not snapshots:
+        return "the whole log, since there is no snapshot yet (the log is trimmed only behind the oldest kept snapshot)"
+    oldest, newest = snapshots[0], snapshots[-1]
+    size = sum(snapshot.size_bytes for snapshot in snapshots)
+    text = (
+        f"{len(snapshots)} snapshots ({_size(size)}), the oldest at offset {oldest.head:,}, the newest at "
+        f"{newest.head:,}; the log from the oldest on, since it is trimmed only behind that"
+    )
+    if start < oldest.head:
+        text += f" (offsets {start:,} to {oldest.head:,} go with the next trim)"
+    return text
+
+
+def _tables(state: State) -> str:
+    answered = [name for name in state.tables if name.startswith("answered/")]
+    answers = sum(len(state[name]) for name in answered)
+    streams = len(state["streams"]) if "streams" in state else 0
+    counted = [f"{column} {n:,}" for column, n in zip(COLUMNS, _outcomes(state), strict=True) if n]
+    events = ", ".join(counted) or "no events yet"
+    return f"answered-set {answers:,} in {len(answered)} minutes, {streams} streams; {events}"
+
+
+def _outcomes(state: State) -> list[int]:
+    totals = [0] * len(COLUMNS)
+    for name in state.tables:
+        if name.startswith("outcomes/"):
+            totals = [a + b for a, b in zip(totals, state[name][0].tolist(), strict=True)]
+    return totals
+
+
+def _letters(state: State) -> list[str]:
+    if "outcomes/0" not in state or "dead_letters" not in state:
+        return []
+    poisoned = int(state["outcomes/0"][0, POISONED])
+    ring = state["dead_letters"].tolist()
+    if not poisoned or not ring:
+        return []
+    last = [ring[(poisoned - 1 - i) % len(ring)] for i in range(min(LETTERS_SHOWN, len(ring)))]
+    shown = ", ".join(f"({offset}, {index})" for offset, index in last if offset >= 0)
+    return [f"  dead letters: {poisoned:,}; the newest (offset, index): {shown or 'of another log'}"]
+
+
+def _positions(snapshots: list[SnapshotInfo], start: int, head: int, end: int) -> Iterator[str]:
+    backup = "restore log and store together from one backup, or start a new data folder with `croupier import`"
+    if head > end:
+        yield (
+            f"the parameters include the log up to offset {head:,}, but the log ends at {end:,}: it was shortened or "
+            f"replaced; {backup}"
+        )
+    if head < start:
+        yield f"the parameters end at offset {head:,}, but the log starts at {start:,}: the rest is lost; {backup}"
+    if snapshots and start > snapshots[0].head:
+        yield (
+            f"the log starts at offset {start:,}, after the oldest snapshot ({snapshots[0].head:,}): that snapshot "
+            "cannot be replayed; the next snapshots replace it"
+        )
+
+
+def _size(size: int) -> str:
+    """Bytes for people.
+
+    >>> _size(5 << 20)
+    '5.0 MiB'
+    """
+    value, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:,.1f} {units[0]}" if units[0] != "bytes" else f"{size} bytes"

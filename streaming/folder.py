@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from streaming.control import ControlState
 from streaming.errors import LayoutMismatch, StoreUnavailable
-from streaming.log import Clock, EventLog, wall_clock
+from streaming.log import CONTROL, Clock, EventLog, wall_clock
 from streaming.log.sqlite import SqliteLog
 from streaming.state import State
 from streaming.store import Image, Manifest, ParameterStore
@@ -21,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 """Called as (what is being done, how much of it is done, how much there is)."""
 
 
-def silent(what: str, done: int, total: int) -> None:  # noqa: ARG001 - the shape of a Progress
+def silent(what: str, done: int, total: int) -> None:
     """The progress that nobody watches."""
 
 
@@ -71,3 +72,21 @@ def state_of(image: Image) -> State:
     state = State()
     state.load(image.parts.values(), [commit.delta for commit in image.deltas])
     return state
+
+
+def control_of(state: State) -> ControlState:
+    """The control state that a shard's tables hold."""
+    return ControlState.decode(state["control"].tobytes()) if "control" in state else ControlState()
+
+
+def control_history(folder: Folder) -> list[bytes]:
+    """All records of the control partition, which is never trimmed."""
+    at, end = folder.log.bounds(CONTROL)
+    history: list[bytes] = []
+    while at < end:
+        records = folder.log.read(CONTROL, at)
+        if not records:
+            break
+        history += [record.data for record in records]
+        at = records[-1].offset + 1
+    return history

@@ -78,7 +78,6 @@ class Learner:
         self._last, self.head = commit_id, head
         self._unfolded = len(image.deltas)
         self._unfolded_bytes = sum(len(commit.delta) for commit in image.deltas)
-        state.take_delta()
 
     def poll(self, max_records: int = 1000, max_bytes: int = 8 << 20) -> int:
         """Learns the next records and commits; returns how many there were, 0 at the end of the log."""

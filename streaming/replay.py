@@ -67,9 +67,9 @@ class ReplayReport:
             return [*lines, f"The parameters in {self.data} are what their log says, bit for bit."]
         return [
             *lines,
-            f"The parameters in {self.data} are NOT what their log says. Stop the server and keep a copy of the folder. "
-            "The same release on the same kind of CPU must give the same bits: if either changed since the oldest "
-            "snapshot, run this again once two newer snapshots have been made; otherwise please report it.",
+            f"The parameters in {self.data} are NOT what their log says. The same release on the same kind of CPU must "
+            "give the same bits: if either changed since the oldest snapshot, run this again once newer snapshots have "
+            "replaced it. Otherwise stop the server, keep a copy of the folder and report it.",
         ]
 
 
@@ -88,7 +88,7 @@ def _shard(folder: Folder, shard: int, progress: Progress) -> ShardReplay:
         try:
             return _from(folder, shard, snapshots[0] if snapshots else None, progress)
         except (NotFound, Trimmed) as error:
-            if attempt == TRIES or not isinstance(error, NotFound) and folder.store.snapshots(shard) == snapshots:
+            if attempt == TRIES or (not isinstance(error, NotFound) and folder.store.snapshots(shard) == snapshots):
                 raise LayoutMismatch(
                     f"shard {shard}: the log in {folder.path} no longer holds what follows its oldest snapshot "
                     f"({error}): restore log and store together from one backup"

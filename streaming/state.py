@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 Rows = NDArray[Any]
 Change = Callable[[str, NDArray[np.int64] | None], None]
+LAYOUT = 1
+"""Version of what this module draws, deltas and parts; the store's manifest names it."""
 CHUNK = 1 << 15
 _LENGTH = struct.Struct("<I")
 _SMALL = 0.5  # where more than this share of a table is written, the whole table is cheaper than indices

@@ -1,0 +1,457 @@
+"""Replay, export, import and doctor on real data folders."""
+
+import json
+import shutil
+import sqlite3
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bandits.graph import Graph
+from streaming import events, token
+from streaming.archive import ArchiveError
+from streaming.contract import COLUMNS
+from streaming.control import GraphPut, ItemPut, KeyAdd, PolicyPut, PolicySpec, RewardContract, to_json
+from streaming.errors import LayoutMismatch, LogCorrupt, StreamingError
+from streaming.folder import LOG_FILE, STORE_FILE, control_of, open_folder, state_of
+from streaming.learner import Learner, trim
+from streaming.log import CONTROL
+from streaming.log.sqlite import SqliteLog
+from streaming.maintenance import doctor, export, import_, replay
+from streaming.shards import shard_of_bank, shard_of_item
+from streaming.store import Manifest
+from streaming.store.sqlite import SqliteStore
+
+START_MS = 1_700_000_000_000
+ITEMS, CLUSTERS = 12, 4
+
+
+class World:
+    """A data folder with two policies, written as an agent and learners would."""
+
+    def __init__(self, data: Path, shards: int = 2, half_life_s: float | None = None, fresh: bool = True) -> None:
+        self.data, self.now_ms, self.rng = data, START_MS, np.random.default_rng(5)
+        data.mkdir(exist_ok=True)
+        self.log = SqliteLog(str(data / LOG_FILE), shards if fresh else None, lambda: self.now_ms, write=True)
+        self.store = SqliteStore(str(data / STORE_FILE), lambda: self.now_ms)
+        self.shards = self.log.shards
+        self.sent: list[bytes] = []
+        self.sequence = 0
+        self.stream = 1 if fresh else 2
+        self.shard_seq = [0] * self.shards
+        self.n = 0
+        if fresh:
+            self.store.create(Manifest("s", self.log.id, shards, 1))
+            reward = RewardContract(60_000, 0.0, "last", -5.0, 5.0)
+            self.control(KeyAdd(1, "ab" * 16, START_MS))
+            self.control(PolicyPut("films", PolicySpec("diag-linucb", reward, {"half_life_s": half_life_s})))
+            self.control(GraphPut("films", self.store.put_blob(graph().to_bytes())))
+            self.control(PolicyPut("titles", PolicySpec("thompson-beta", reward), ["a", "b", "c"]))
+            self.control(ItemPut("nowhere", "x"))
+        self.learners = [Learner(shard, self.log, self.store) for shard in range(self.shards)]
+
+    def control(self, record, pointers: bool = True) -> int:
+        self.n = self.log.bounds(CONTROL)[1] + 1
+        data = events.control_frame(self.n, to_json(record))
+        self.log.append([(CONTROL, data), *((shard, data) for shard in range(self.shards) if pointers)])
+        return self.n
+
+    def decide(self) -> None:
+        items = self.rng.choice(ITEMS, 3, replace=False).astype(np.uint32)
+        clusters = self.rng.choice(CLUSTERS, 2, replace=False).astype(np.uint32)
+        films = token.Context(
+            token.DIAG, 2, self.stream << 32 | self.sequence, self.now_ms, 60_000, 0.0, token.LAST, 0, True, items,
+            np.full(3, 0.5, np.float16), 3, clusters, np.array([40_000, 25_535], np.uint16),
+        )  # fmt: skip
+        bank = token.segment_key(f"segment{self.rng.integers(6)}")
+        titles = token.Context(
+            token.ARMS, 4, self.stream << 32 | (self.sequence + 1), self.now_ms, 60_000, 0.0, token.LAST, 0, True,
+            self.rng.choice(3, 1).astype(np.uint32), np.full(1, 0.5, np.float16), bank=bank, p=0.3, w=1.0,
+        )  # fmt: skip
+        self.sequence += 2
+        for context in (films, titles):
+            payload = token.encode(context)
+            for shard in {self.owner(context, slot) for slot in range(len(context.items))}:
+                self.log.append([(shard, events.frame([events.decision(payload, self.shard_seq[shard])]))])
+                self.shard_seq[shard] += 1
+            self.sent.append(payload)
+
+    def owner(self, context: token.Context, slot: int) -> int:
+        if context.kind == token.DIAG:
+            return shard_of_item(context.policy, int(context.items[slot]), self.shards)
+        return shard_of_bank(context.policy, context.bank, self.shards)
+
+    def answer(self, payload: bytes, slot: int, value: float, event: int = 0) -> None:
+        shard = self.owner(token.decode(payload), slot)
+        self.log.append([(shard, events.frame([events.reward(payload, slot, value, event)]))])
+
+    def run(self, rounds: int = 30) -> None:
+        for _ in range(rounds):
+            self.now_ms += int(self.rng.integers(1, 2_000))
+            self.decide()
+            payload = self.sent[int(self.rng.integers(max(0, len(self.sent) - 20), len(self.sent)))]
+            slot = int(self.rng.integers(len(token.decode(payload).items)))
+            self.answer(payload, slot, float(self.rng.choice([0.0, 1.0, 9.0])), int(self.rng.integers(1, 3)))
+
+    def learn(self) -> None:
+        for learner in self.learners:
+            while learner.poll(7):
+                pass
+
+    def snapshot(self, keep: int = 2) -> None:
+        for learner in self.learners:
+            learner.snapshot(keep)
+        trim(self.log, self.store)
+
+    def states(self):
+        return [state_of(self.store.load(shard)) for shard in range(self.shards)]
+
+    def close(self) -> None:
+        self.log.close()
+        self.store.close()
+
+
+def graph() -> Graph:
+    lists = [np.arange(c, ITEMS, 2, dtype=np.uint32)[:5] for c in range(CLUSTERS)]
+    return Graph(
+        np.eye(CLUSTERS, 3, dtype=np.float32),
+        np.cumsum([0, *map(len, lists)]),
+        np.concatenate(lists),
+        tuple(f"film{j}" for j in range(ITEMS)),
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path):
+    world = World(tmp_path / "data")
+    world.run()
+    world.learn()
+    yield world
+    world.close()
+
+
+# -------------------------------------------------------------------------------------------------------------- replay
+
+
+def test_replay_is_equal_from_the_start_and_from_a_snapshot(world: World) -> None:
+    whole = replay(world.data)
+    assert whole.equal
+    assert [shard.snapshot for shard in whole.shards] == [None, None]
+    assert sum(shard.outcomes["applied"] for shard in whole.shards) > 10
+    world.snapshot(keep=1)
+    world.run()
+    world.learn()
+    behind = replay(world.data)
+    assert behind.equal
+    assert all(shard.snapshot and shard.start > 0 and shard.records > 0 for shard in behind.shards)
+    for name in ("applied", "duplicate", "late"):
+        stored = sum(int(state[f"outcomes/{n}"][0, COLUMNS.index(name)]) for state in world.states() for n in (0, 2, 4))
+        assert stored == sum(shard.outcomes[name] for report in (whole, behind) for shard in report.shards)
+
+
+def test_replay_names_the_table_and_counts_the_rows_that_differ(world: World) -> None:
+    learner = world.learners[0]
+    learner.shard.state["edges/2"][1, 0] += 2.0**-40
+    learner.shard.state.changed("edges/2", np.array([1]))
+    world.run(3)
+    world.learn()
+    report = replay(world.data)
+    assert not report.equal
+    assert report.shards[0].differing == {"edges/2": 1}
+    assert report.shards[1].equal
+    assert any("edges/2: 1 rows differ" in line for line in report.lines())
+
+
+def test_replay_while_learners_write_trim_and_drop_snapshots(world: World) -> None:
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            world.run(5)
+            world.learn()
+            world.snapshot(keep=1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert replay(world.data).equal
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_replay_of_a_folder_where_nothing_was_learned(tmp_path: Path) -> None:
+    world = World(tmp_path / "data")
+    report = replay(world.data)
+    world.close()
+    assert report.equal
+    assert [shard.records for shard in report.shards] == [0, 0]
+
+
+def test_replay_refuses_a_shortened_log(world: World) -> None:
+    world.close()
+    with sqlite3.connect(world.data / LOG_FILE) as con:
+        con.execute("DELETE FROM records_0 WHERE offset >= 5")
+        con.execute("UPDATE partitions SET stop = 5 WHERE partition = 0")
+    con.close()
+    with pytest.raises(LayoutMismatch, match="shortened or replaced"):
+        replay(world.data)
+    assert any("shortened" in problem for problem in doctor(world.data).problems)
+
+
+# --------------------------------------------------------------------------------------------------- export and import
+
+
+def test_an_import_serves_the_same_learns_on_and_replays(world: World, tmp_path: Path) -> None:
+    world.snapshot()
+    world.run()
+    world.learn()
+    report = export(world.data, tmp_path / "all.zip")
+    assert report.behind == 0
+    assert report.policies == ["films", "titles"]
+    assert (tmp_path / "all.zip").stat().st_mode & 0o777 == 0o600
+    import_(tmp_path / "all.zip", tmp_path / "new", clock=lambda: world.now_ms)
+    new = World(tmp_path / "new", fresh=False)
+    new.now_ms, new.sent, new.rng = world.now_ms, list(world.sent), np.random.default_rng(9)
+    for mine, theirs in zip(world.states(), new.states(), strict=True):
+        assert mine.equal(theirs) == []
+    blob = world.store.put_blob(graph().to_bytes())
+    assert new.store.get_blob(blob) == world.store.get_blob(blob)
+    assert replay(new.data).equal
+    assert doctor(new.data).problems == []
+    # What was answered before stays answered, and an old decision can still be rewarded.
+    world.rng = np.random.default_rng(9)
+    for each in (world, new):
+        each.n = 5
+        assert each.control(ItemPut("titles", "d")) == 6
+        each.answer(each.sent[-1], 0, 1.0, 77)
+        each.answer(each.sent[-1], 0, 1.0, 77)
+        each.run(10)
+        each.learn()
+    assert replay(new.data).equal
+    different = {name for mine, theirs in zip(world.states(), new.states(), strict=True) for name in mine.equal(theirs)}
+    # The two worlds' workers are different streams, and their control records came at other times.
+    assert different <= {"streams"} | {name for name in different if name.startswith("answered/")}
+    new.close()
+
+
+def test_what_a_shard_had_not_applied_comes_with_the_new_log(world: World, tmp_path: Path) -> None:
+    n = world.control(ItemPut("titles", "late"), pointers=False)
+    world.log.append([(0, events.control_frame(n, to_json(ItemPut("titles", "late"))))])
+    world.learn()
+    export(world.data, tmp_path / "all.zip")
+    with pytest.raises(ArchiveError, match="had not all applied"):
+        import_(tmp_path / "all.zip", tmp_path / "three", shards=3)
+    import_(tmp_path / "all.zip", tmp_path / "new")
+    new = World(tmp_path / "new", fresh=False)
+    assert [control_of(state).applied for state in new.states()] == [n, n]
+    assert new.control(ItemPut("titles", "next")) == n + 1
+    new.close()
+    assert replay(new.data).equal
+
+
+def test_log_time_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
+    export(world.data, tmp_path / "all.zip")
+    import_(tmp_path / "all.zip", tmp_path / "new", clock=lambda: 5)
+    new = World(tmp_path / "new", fresh=False)
+    new.now_ms = 5
+    last = max(world.log.read(shard, world.log.bounds(shard)[1] - 1)[0].time_ms for shard in range(2))
+    assert [new.log.append([(shard, events.frame([]))])[0][1] for shard in range(2)] == [last, last]
+    new.close()
+
+
+@pytest.mark.parametrize(("shards", "half_life_s"), [(1, None), (5, None), (3, 1.0)])
+def test_another_number_of_shards_and_back(tmp_path: Path, shards: int, half_life_s: float | None) -> None:
+    world = World(tmp_path / "data", half_life_s=half_life_s)
+    world.run(40)
+    world.learn()
+    export(world.data, tmp_path / "two.zip")
+    import_(tmp_path / "two.zip", tmp_path / "other", shards=shards, clock=lambda: world.now_ms)
+    export(tmp_path / "other", tmp_path / "other.zip")
+    import_(tmp_path / "other.zip", tmp_path / "back", shards=2, clock=lambda: world.now_ms)
+    other, back = World(tmp_path / "other", fresh=False), World(tmp_path / "back", fresh=False)
+    for mine, theirs in zip(world.states(), back.states(), strict=True):
+        for name in ("items/2", "numbers/2", "control"):
+            assert mine[name].tobytes() == theirs[name].tobytes(), name
+        decay = [2.0 ** float(state["decay/2"][0, 1]) for state in (mine, theirs)]
+        np.testing.assert_allclose(mine["edges/2"] * decay[0], theirs["edges/2"] * decay[1], rtol=1e-12)
+        order = np.argsort(mine["bank_keys/4"][:, 0])
+        assert mine["banks/4"][order].tobytes() == theirs["banks/4"].tobytes()
+    plays = [sum(state["items/2"][:, 0].sum() for state in each.states()) for each in (world, other)]
+    assert plays[0] == plays[1] > 0
+    # The same rewards get the same outcomes in both, duplicates of what was answered before included.
+    rows = [(payload, slot) for payload in world.sent for slot in range(len(token.decode(payload).items))]
+    counts = []
+    for each in (world, other):
+        each.now_ms = world.now_ms
+        for payload, slot in rows:
+            each.answer(payload, slot, 1.0, 1)
+        each.learn()
+        counts.append(sum(state[f"outcomes/{n}"][0] for state in each.states() for n in (0, 2, 4)))
+    np.testing.assert_array_equal(*counts)
+    assert replay(other.data).equal
+    for each in (world, other, back):
+        each.close()
+
+
+def test_export_says_what_was_not_learned_and_never_overwrites(world: World, tmp_path: Path) -> None:
+    world.run(5)
+    report = export(world.data, tmp_path / "all.zip")
+    assert report.behind > 0
+    assert any("not learned yet" in line for line in report.lines())
+    with pytest.raises(ArchiveError, match="is there already"):
+        export(world.data, tmp_path / "all.zip")
+    with pytest.raises(ArchiveError, match="cannot be written"):
+        export(world.data, tmp_path / "nowhere" / "all.zip")
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_import_refuses_with_a_sentence_and_makes_nothing(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "all.zip"
+    export(world.data, file)
+    with pytest.raises(ArchiveError, match="not an empty folder"):
+        import_(file, world.data)
+    with pytest.raises(ArchiveError, match="cannot be read"):
+        import_(tmp_path / "none.zip", tmp_path / "new")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(ArchiveError, match="no export of croupier"):
+        import_(tmp_path / "text.zip", tmp_path / "new")
+    with zipfile.ZipFile(tmp_path / "foreign.zip", "w") as archive:
+        archive.writestr("a", "b")
+    with pytest.raises(ArchiveError, match=r"it has no manifest\.json"):
+        import_(tmp_path / "foreign.zip", tmp_path / "new")
+    for change, sentence in (({"layout": 9}, "has layout 9.1"), ({"format": "x"}, "does not say so")):
+        _rewrite(file, tmp_path / "changed.zip", change)
+        with pytest.raises(ArchiveError, match=sentence):
+            import_(tmp_path / "changed.zip", tmp_path / "new")
+    _rewrite(file, tmp_path / "changed.zip", {}, leave="shards/1/banks/4.npy")
+    with pytest.raises(ArchiveError, match="members are missing"):
+        import_(tmp_path / "changed.zip", tmp_path / "new")
+    with pytest.raises(ArchiveError, match="shards is 0"):
+        import_(file, tmp_path / "new", shards=0)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"data"}
+
+
+def _rewrite(file: Path, to: Path, change: dict, leave: str = "") -> None:
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(to, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "manifest.json":
+                content = json.dumps(json.loads(content) | change).encode()
+            if name != leave:
+                new.writestr(name, content)
+
+
+def test_a_damaged_export_is_refused_or_does_no_harm(world: World, tmp_path: Path) -> None:
+    """A zip file has bytes that mean nothing (dates, attributes); a flip of any other must be seen."""
+    export(world.data, tmp_path / "all.zip")
+    sound = (tmp_path / "all.zip").read_bytes()
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(sound)
+        damaged[int(rng.integers(len(sound)))] ^= 1 << int(rng.integers(8))
+        if rng.random() < 0.3:
+            damaged = damaged[: int(rng.integers(len(sound)))]
+        (tmp_path / "bad.zip").write_bytes(bytes(damaged))
+        try:
+            import_(tmp_path / "bad.zip", tmp_path / "new", clock=lambda: world.now_ms)
+        except ArchiveError:
+            refused += 1
+            assert not (tmp_path / "new").exists()
+            continue
+        with open_folder(tmp_path / "new") as folder:
+            for shard, state in enumerate(world.states()):
+                assert state.equal(state_of(folder.store.load(shard))) == []
+        shutil.rmtree(tmp_path / "new")
+    assert refused > 50
+
+
+# -------------------------------------------------------------------------------------------------------------- doctor
+
+
+def _files(data: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in data.iterdir() if not path.name.endswith(("-wal", "-shm"))}
+
+
+def test_doctor_shows_what_is_kept_and_why_and_writes_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path / "data")
+    world.run()
+    world.log.append([(0, b"poison")])
+    world.learn()
+    world.snapshot(keep=1)
+    world.run(3)
+    world.learn()
+    world.close()
+    before = _files(world.data)
+    report = doctor(world.data, clock=lambda: world.now_ms)
+    assert report.ok, report.problems
+    assert _files(world.data) == before
+    text = "\n".join(report.lines())
+    for expected in (
+        "is in order", "they belong together; 2 shards", "1 signing keys", "no lag", "1 snapshots", "answered-set",
+        "without effect: 5 (there is no policy 'nowhere')", "trimmed only behind", "streams", "dead letters: 1",
+    ):  # fmt: skip
+        assert expected in text, (expected, text)
+
+
+def test_doctor_names_each_problem_with_its_remedy(world: World, tmp_path: Path) -> None:
+    def problems(data: Path, now_ms: int = world.now_ms) -> str:
+        report = doctor(data, clock=lambda: now_ms)
+        assert not report.ok
+        return "\n".join(report.problems)
+
+    assert "`croupier serve" in problems(tmp_path / "none")
+    world.run(2)
+    assert "have waited 120 s" in problems(world.data, world.log.read(0, world.learners[0].head)[0].time_ms + 120_000)
+    world.learn()
+    world.control(ItemPut("titles", "lost"), pointers=False)
+    assert "control record 6 of 6 has not reached it: start the server" in problems(world.data)
+    world.close()
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(world.data, tmp_path / name))
+
+    lonely = copy("lonely")
+    (lonely / STORE_FILE).unlink()
+    assert "there is no parameter store" in problems(lonely)
+    assert not (lonely / STORE_FILE).exists()
+    other = World(tmp_path / "other")
+    other.close()
+    mixed = copy("mixed")
+    shutil.copy(other.data / LOG_FILE, mixed / LOG_FILE)
+    assert "put the log and the store of one data folder together again" in problems(mixed)
+    foreign = copy("foreign")
+    (foreign / LOG_FILE).unlink()
+    con = sqlite3.connect(foreign / LOG_FILE)
+    con.execute("CREATE TABLE t (x)")
+    con.close()
+    assert "belongs to another application" in problems(foreign)
+    text = copy("text")
+    (text / STORE_FILE).write_text("not a database, surely" * 1000)
+    assert "is damaged" in problems(text)
+    flipped = copy("flipped")
+    with sqlite3.connect(flipped / STORE_FILE) as con:
+        con.execute("UPDATE commits SET crc = crc + 1 WHERE key = (SELECT max(key) FROM commits)")
+    con.close()
+    assert "wrong checksum" in problems(flipped)
+    bare = copy("bare")
+    with sqlite3.connect(bare / STORE_FILE) as con:
+        con.execute("DELETE FROM blobs")
+    con.close()
+    assert "upload the graph again" in problems(bare)
+
+
+def test_the_commands_raise_sentences_for_what_is_no_data_folder(tmp_path: Path) -> None:
+    for call in (lambda: replay(tmp_path), lambda: export(tmp_path, tmp_path / "x.zip")):
+        with pytest.raises(StreamingError, match="there is no event log"):
+            call()
+    (tmp_path / LOG_FILE).write_bytes(b"")
+    with pytest.raises(LogCorrupt):
+        replay(tmp_path)
