@@ -66,7 +66,7 @@ class DiagParameters:
     """
 
     clusters_per_user: int = 10
-    temperature: float = 0.015
+    temperature: float = 0.007
     alpha: float = 0.3
     prior: float = 0.1
     mode: str = "explore"
@@ -190,6 +190,7 @@ class Serving:
         self._mode = MODES[p.mode]
         self._settings = (p.alpha, p.explore_share, p.randomize_top, p.fresh == "first", p.fresh_share)
         room = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
+        self._products = np.empty(self.n_clusters, np.float32)
         self._shortlist = np.empty(room, np.int64), np.empty(room)
 
     def nearest(self, embedding: ArrayLike) -> Context:
@@ -203,7 +204,11 @@ class Serving:
             raise DiagError("embedding", f"must have {self.centroids.shape[1]} numbers, has shape {vector.shape}")
         k = min(self.parameters.clusters_per_user, self.n_clusters)
         context = Context(np.empty(k, np.uint32), np.empty(k, np.uint16))
-        found = kernels.nearest(self.centroids, vector, self.parameters.temperature, *self._shortlist, *context)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            np.dot(self.centroids, vector, out=self._products)
+        found = kernels.nearest(
+            self._products, self.centroids, vector, self.parameters.temperature, *self._shortlist, *context
+        )
         if found < k:
             raise DiagError("embedding", "must hold finite numbers of a usual size")
         return context

@@ -221,16 +221,9 @@ def refresh_all(
         _refresh_one(base + 8 * serving[e], edges[e, 0], edges[e, 1], prior, g)
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _dot(centroids: NDArray[np.float32], c: int, embedding: NDArray[np.float32]) -> np.float32:
-    total = np.float32(0.0)
-    for i in range(embedding.shape[0]):
-        total += centroids[c, i] * embedding[i]
-    return total
-
-
 @njit(cache=True, nogil=True)
 def nearest(
+    products: NDArray[np.float32],
     centroids: NDArray[np.float32],
     embedding: NDArray[np.float32],
     temperature: float,
@@ -241,14 +234,15 @@ def nearest(
 ) -> int:
     """The clusters.shape[0] centroids of largest inner product with `embedding`, nearest first, and their weights.
 
-    A float32 scan keeps a shortlist a little longer than asked for (its sums depend on the machine's vectors);
-    the shortlist is ranked again in float64, ties to the lower cluster, and w = softmax(similarity / temperature) is
-    rounded to 1/65535. Returns how many were found: fewer than asked only when a product is not finite.
+    `products` f32[C] are those inner products as BLAS has them: fast, and rounded as the machine likes. They only make
+    a shortlist a little longer than asked for; it is ranked again in float64, ties to the lower cluster. The weights
+    softmax(similarity / temperature) are rounded to 1/65535. Returns how many were found: fewer than asked only when a
+    product is not finite.
     """
     room, found = shortlist.shape[0], 0
     threshold = np.float32(-np.inf)
     for c in range(centroids.shape[0]):
-        s = _dot(centroids, c, embedding)
+        s = products[c]
         if s > threshold or (found < room and s == s):
             i = found if found < room else room - 1
             while i > 0 and similarity[i - 1] < s:

@@ -5,10 +5,10 @@ What is real and what is not. The ratings are split at random in two halves, by 
     past    what an operator would have: user and item embeddings, clusters and graph are built from it
     truth   a low-rank logistic model of P(rating >= 4) is fitted to it: that model is the world
 
-So the policies never see the truth's own factors, only embeddings estimated from other ratings of the same people, and
-have to learn what the past did not say. A round draws a user at random, the policy shows a slate of k films, and each is
-clicked on its own with that user's probability. What this leaves out: people rate what they chose to watch, so the click
-rate (about one half) is that of films people pick; tastes stand still; a film shown twice is as good as new.
+So the policies never see the truth's own factors, only embeddings estimated from other ratings of the same people,
+and have to learn what the past did not say. A round draws a user at random, the policy shows a slate of k films, each
+is clicked on its own with that user's probability. What this leaves out: people rate what they chose to watch, so the
+click rate (about one half) is that of films people pick; tastes stand still; a film shown twice is as good as new.
 
 All policies meet the same users and the same coins: each (round, item) has one uniform number, whoever shows it.
 Full LinUCB gets what Diag-LinUCB gets: the user's embedding, the same graph of items to choose from, the same rewards.
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
 from bandits.diag_linucb import DiagLinUCB, DiagParameters
-from bandits.graph_builder import BuildError, Built, Progress, Ratings, silent, from_ratings, read_ratings
+from bandits.graph_builder import BuildError, Built, Progress, Ratings, from_ratings, read_ratings, silent
 
 LIKED = 4.0
 
@@ -127,9 +127,9 @@ class Diag:
 
 
 class LinUCB:
-    """Full LinUCB, disjoint: a ridge regression with its whole matrix for every item (Li et al., WWW 2010, algorithm 1).
+    """Full LinUCB, disjoint: a ridge regression with its whole matrix for each item (Li et al., WWW 2010, algorithm 1).
 
-    The features are a constant 1 and the user's embedding, each coordinate scaled to `spread` over the users. It chooses
+    The features are a constant 1 and the user's embedding, each coordinate scaled to `spread` over users. It chooses
     among the items that the graph joins to the user's clusters, as Diag-LinUCB does. The defaults are the best of those
     tried on seeds that the comparison does not use.
     """
@@ -140,7 +140,7 @@ class LinUCB:
         rng: np.random.Generator,
         parameters: DiagParameters,
         alpha: float = 0.7,
-        spread: float = 1.0,
+        spread: float = 0.7,
     ) -> None:
         features = world.built.users[:, 1:].astype(np.float64)
         features = spread * features / np.maximum(features.std(axis=0), 1e-12)

@@ -40,8 +40,8 @@ GOOD: dict[str, Any] = {"users": np.ones((9, 2)), "items": np.ones((3, 2)), "ids
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("users", np.ones(9)), ("users", np.empty((0, 2))), ("users", np.full((9, 2), np.nan)), ("items", np.ones((3, 4))),
-        ("ids", ["a"]), ("n_clusters", 10), ("n_clusters", 0), ("items_per_cluster", 0),
+        ("users", np.ones(9)), ("users", np.empty((0, 2))), ("users", np.full((9, 2), np.nan)), ("ids", ["a"]),
+        ("items", np.ones((3, 4))), ("n_clusters", 10), ("n_clusters", 0), ("items_per_cluster", 0),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_named(field: str, value: Any) -> None:
