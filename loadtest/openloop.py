@@ -107,6 +107,7 @@ class Result:
     lost: int = 0  # the connection closed before the answer
     unanswered: int = 0  # still out when the patience ended
     unsent: int = 0  # in line when the patience ended
+    skipped: int = 0  # there was nothing to send
     reconnects: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     latency: Any = field(default_factory=histogram)  # from the scheduled time
@@ -119,7 +120,8 @@ class Result:
     @property
     def errors(self) -> int:
         """Requests without a 2xx answer so far, for whatever reason."""
-        return sum(self.statuses.values()) - self.answered + self.lost + self.unanswered + self.unsent
+        without = self.lost + self.unanswered + self.unsent + self.skipped
+        return sum(self.statuses.values()) - self.answered + without
 
     @property
     def achieved_rate(self) -> float:
@@ -145,6 +147,7 @@ class Result:
             "lost": self.lost,
             "unanswered": self.unanswered,
             "unsent": self.unsent,
+            "skipped": self.skipped,
             "reconnects": self.reconnects,
             "latency_ms": {f"p{q:g}": self.quantile_ms(q) for q in QUANTILES} | {"max": self.max_ms},
             "generator_late_ms": {
@@ -163,7 +166,7 @@ class Result:
                 f"({self.arrivals}, {self.connections} connections, {self.seconds:.1f} s)",
                 f"latency ms {latency}   (from the scheduled time)",
                 f"errors     {self.errors:,} of {self.scheduled:,}   statuses {statuses}; lost {self.lost}, "
-                f"unanswered {self.unanswered}, never sent {self.unsent}, reconnects {self.reconnects}",
+                f"unanswered {self.unanswered}, never sent {self.unsent + self.skipped}, reconnects {self.reconnects}",
                 f"generator  woke {d['generator_late_ms']['p50']:.3f} ms late at p50, "
                 f"{d['generator_late_ms']['p99']:.3f} at p99 (part of the latencies above)",
             ]
@@ -176,7 +179,9 @@ class _Run:
     start: float  # time.monotonic() at which the schedule begins
     alarm: Alarm
 
-    def __init__(self, address: Address, due: np.ndarray[Any, Any], request: Callable[[int], bytes], r: Result) -> None:
+    def __init__(
+        self, address: Address, due: np.ndarray[Any, Any], request: Callable[[int], bytes | None], r: Result
+    ) -> None:
         self.address, self.request, self.result = address, request, r
         self.on_answer: Callable[[int, Answer], None] | None = None
         self.due = due
@@ -198,20 +203,25 @@ class _Run:
         if self.next < len(self.times):
             self.lateness.append(now - self.times[self.next])
         while self.next < len(self.times) and self.times[self.next] <= now:
-            if self.idle:
-                self.send(self.idle.popleft(), self.next)
-            else:
-                self.waiting.append(self.next)
+            self.waiting.append(self.next)
             self.next += 1
+        self.match()
         if self.next < len(self.times):
             self.alarm.set(self.start + self.times[self.next])
         else:
             self.check()
 
-    def send(self, wire: Wire, number: int) -> None:
-        self.out += 1
-        self.result.sent += 1
-        wire.send(self.request(number), number)
+    def match(self) -> None:
+        """Send what is due on the connections that are free."""
+        while self.waiting and self.idle:
+            number = self.waiting.popleft()
+            data = self.request(number)
+            if data is None:
+                self.result.skipped += 1
+                continue
+            self.out += 1
+            self.result.sent += 1
+            self.idle.popleft().send(data, number)
 
     def answered(self, wire: Wire, answer: Answer) -> None:
         number, wire.tag = wire.tag, -1
@@ -224,14 +234,9 @@ class _Run:
         if self.on_answer is not None:
             self.on_answer(number, answer)
         if wire.open:
-            self.rest(wire)
-        self.check()
-
-    def rest(self, wire: Wire) -> None:
-        if self.waiting:
-            self.send(wire, self.waiting.popleft())
-        else:
             self.idle.append(wire)
+            self.match()
+        self.check()
 
     def lost(self, wire: Wire) -> None:
         self.wires.discard(wire)
@@ -252,7 +257,8 @@ class _Run:
     async def connect(self) -> None:
         wire = await self.address.connect(lambda: Wire(self.answered, self.lost))
         self.wires.add(wire)
-        self.rest(wire)
+        self.idle.append(wire)
+        self.match()
 
     async def reconnect(self) -> None:
         while not self.ended:
@@ -274,7 +280,7 @@ class _Run:
 
 async def drive(
     url: str,
-    request: Callable[[int], bytes],
+    request: Callable[[int], bytes | None],
     *,
     rate: float,
     seconds: float,
@@ -286,6 +292,8 @@ async def drive(
     progress: Callable[[Result, float], None] | None = None,
 ) -> Result:
     """Send `request(number)` (whole request bytes, see `Address.request`) at the scheduled times; wait for the answers.
+
+    A request that is None is skipped and counted: there was nothing to send, such as no decision to reward.
 
     `on_answer(number, answer)` sees every answer; `progress(result, elapsed_s)` is called once a second.
     Raises `Unreachable` when no connection can be made at the start.

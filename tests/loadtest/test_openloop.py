@@ -111,6 +111,13 @@ async def test_what_is_out_when_the_patience_ends_is_counted(tiny: Tiny) -> None
     assert result.errors == 4
 
 
+async def test_a_request_that_is_none_is_skipped_and_counted(tiny: Tiny) -> None:
+    result = await drive(
+        tiny.url, lambda n: get(tiny) if n % 2 else None, rate=100, seconds=0.2, connections=1, arrivals="constant"
+    )
+    assert (result.answered, result.skipped, result.errors) == (10, 10, 10)
+
+
 async def test_nobody_listening_is_said_at_once() -> None:
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
         await drive("http://127.0.0.1:1", lambda _: b"", rate=1, seconds=1)
