@@ -48,6 +48,7 @@ V, Q, QMAX, C, M, N, STARTED, RING = 0, 1, 2, 3, 4, 5, 6, 7  # header of `reserv
 POOL, A = OWN, OWN + 1  # columns
 HEADER = RING + windows.RING
 COLUMNS = OWN + 2
+MEMORY = 100.0  # decisions the baseline remembers: see docs/decisions/0008-baseline-forgets.md
 V_MIN = 2.0  # in units of C: the log-barrier is stable while |loss| / V <= 1/2
 
 
@@ -97,12 +98,17 @@ def teach(state: Floats, n_arms: int, c: float, arm: int, loss: float, op: Any) 
 
 @njit(cache=True, nogil=True)
 def close_due(state: Floats, log_time_ms: int) -> None:
-    """Move the baseline m to the mean reward of the decisions whose window has closed, bucket by bucket."""
+    """Move the baseline m towards the mean reward of the decisions whose window has closed, bucket by bucket.
+
+        m += min(1, 2k / (min(n, MEMORY) + k)) (mean of the k - m);   n += k
+
+    m only has to be near the present level, and must not lag behind a world that changes, so it soon forgets.
+    """
     bucket = windows.due(state, RING, log_time_ms)
     while bucket >= 0:
         k = state[bucket + 1]
         if k > 0.0:  # 0: answers of decisions that were lost
-            state[M] += min(1.0, 2.0 * k / (state[N] + k)) * (state[bucket + 2] / k - state[M])
+            state[M] += min(1.0, 2.0 * k / (min(state[N], MEMORY) + k)) * (state[bucket + 2] / k - state[M])
             state[N] += k
         windows.close(state, RING, bucket)
         bucket = windows.due(state, RING, log_time_ms)

@@ -135,7 +135,7 @@ def run(quick: bool, seeds: int = 16, problems: int = 478, file: Path = UPWORTHY
             file, MAIN[:1], [early], problems, 0, progress("Upworthy, early answers"), seeds, threads
         )
         results["Upworthy, every rival, a quarter of the problems"] = evaluate_bernoulli(
-            file, POLICIES, DELAYS, problems // 4, 0, progress("Upworthy, rivals"), seeds, threads
+            file, POLICIES, DELAYS, max(1, problems // 4), 0, progress("Upworthy, rivals"), seeds, threads
         )
     else:
         say(f"no {file}: the real problems are left out")

@@ -11,8 +11,7 @@ EVERY = pytest.mark.parametrize("name", POLICIES)
 K = 5
 
 
-def clicks(arm, t, u):
-    del t
+def clicks(arm, _t, u):
     return float(u < 0.1 + 0.1 * arm)
 
 
@@ -147,7 +146,7 @@ def test_a_slate_is_distinct_arms_of_those_that_may_be_shown(grown_up):
 def test_no_reward_makes_a_nan(name, rewards):
     p = policy(name)
     for n_arms, default in ((3, 0.0), (1, 0.0), (3, np.nan)):
-        chosen, state = live(p, n_arms, 40, 1, lambda arm, t, u: rewards[t % len(rewards)], delay=3, default=default)
+        chosen, state = live(p, n_arms, 40, 1, lambda _a, t, _u: rewards[t % len(rewards)], delay=3, default=default)
         assert np.isfinite(state).all()
         chances = p.probabilities(state, np.ones(n_arms, bool), 0)
         assert chances.sum() == pytest.approx(1.0, abs=1e-9)
@@ -180,7 +179,7 @@ def test_a_new_arm_is_possible_and_old_ones_keep_what_they_know(grown_up):
 
 @EVERY
 def test_it_learns_which_arm_is_best(name):
-    chosen, state = live(policy(name), 3, 3000, 4, lambda arm, t, u: float(u < (0.1, 0.2, 0.8)[arm]), 2, window_ms=2)
+    chosen, state = live(policy(name), 3, 3000, 4, lambda arm, _t, u: float(u < (0.1, 0.2, 0.8)[arm]), 2, window_ms=2)
     late = np.bincount(chosen[-1000:], minlength=3) / 1000
     assert late[2] > (0.6 if name in ("exp3", "ftrl", "banker-classic", "banker-tsallis") else 0.8)
     mean, width = policy(name).means(state)

@@ -118,7 +118,7 @@ def test_rewards_times_a_power_of_two_give_the_same_bits(rule, default):
 def test_a_shift_costs_little_without_a_default():
     def late(offset):
         policy = arms.make("banker", {})
-        chosen, _ = live(policy, K, 3000, 3, lambda arm, t, u: offset + float(u < 0.2 + 0.2 * arm), 5, math.nan)
+        chosen, _ = live(policy, K, 3000, 3, lambda arm, _t, u: offset + float(u < 0.2 + 0.2 * arm), 5, math.nan)
         return np.mean(np.array(chosen[-1000:]) == 3)
 
     assert late(0.0) > 0.8
@@ -155,7 +155,7 @@ def divergence(x, z):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_regret_identity_holds_for_classic(seed):
-    """sum <x_t - y, l_t> <= borrowed D(y, x_0) + sum sigma_t D(x_t, z_t), where z_t has the dual of x_t plus l_t / sigma_t."""
+    """sum <x_t - y, l_t> <= borrowed D(y, x_0) + sum sigma_t D(x_t, z_t); z_t has the dual of x_t plus l_t / sigma_t."""
     rng = np.random.default_rng(seed)
     policy = arms.make("banker", {"rule": "classic", "rho": float(rng.choice([0.0, 0.3, 1.0]))})
     states, status = policy.empty(K)[None, :].copy(), np.zeros(1, np.uint8)

@@ -82,7 +82,7 @@ class Reserve:
         for closes in sorted(t for t in self.buckets if t <= op["log_time_ms"]):
             k, total = self.buckets.pop(closes)
             if k > 0:
-                self.m += min(1.0, 2 * k / (self.n + k)) * (total / k - self.m)
+                self.m += min(1.0, 2 * k / (min(self.n, 100.0) + k)) * (total / k - self.m)
                 self.n += k
         none = math.isnan(op["default"])
         if op["kind"] == PLAY and none:
