@@ -170,7 +170,7 @@ def duration_text(ms: int) -> str:
 def check_name(name: str) -> None:
     if not POLICY_NAME.fullmatch(name):
         raise errors.invalid(
-            "name", "A policy's name has 1 to 100 letters, digits, dots, dashes and underscores, no dash or dot first."
+            "policy", "A policy's name has 1 to 100 letters, digits, dots, dashes and underscores, no dash or dot first."
         )
 
 
@@ -253,5 +253,5 @@ def patched(spec: control.PolicySpec, patch: dict[str, Any]) -> Any:
 def item_path_id(item: str) -> str:
     """An item id from a path; it obeys what ids in bodies obey."""
     if not 1 <= len(item) <= TEXT_MAX:
-        raise errors.invalid("id", f"An item's id has 1 to {TEXT_MAX:,} characters.")
+        raise errors.invalid("item", f"An item's id has 1 to {TEXT_MAX:,} characters.")
     return item

@@ -1,10 +1,14 @@
 """Apps that run inside the test's process."""
 
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
 from server.app import create_app
 from server.settings import Settings
@@ -28,6 +32,24 @@ def client_of(settings: Settings, engine: MemoryEngine) -> Iterator[TestClient]:
     """A client that gets a 500 as an answer, as the world would, and not as an exception."""
     with TestClient(create_app(settings, engine), raise_server_exceptions=False) as client:
         yield client
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The URL of a real HTTP server on loopback, in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not server.started:
+            assert thread.is_alive(), "the server ended while it started"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture

@@ -69,6 +69,8 @@ class MemoryEngine:
             decision = self.decisions.get(row.decision_id)
             if decision is None:
                 verdicts.append(Verdict("refused", "bad-token", "decision_id", "It was not signed here."))
+            elif abs(row.reward) > 1e300:
+                verdicts.append(Verdict("refused", "out-of-range", "reward", "It is larger than 1e300."))
             elif row.item not in [item.id for item in decision.items]:
                 verdicts.append(Verdict("refused", "unknown-item", "item", "It is not one of the decision's items."))
             else:
@@ -102,7 +104,7 @@ class MemoryEngine:
         for found in self._items(self._policy(policy)):
             if found.id == item:
                 return found
-        raise errors.unknown_item(policy, item, "id")
+        raise errors.unknown_item(policy, item)
 
     async def graph(self, policy: str) -> Graph:
         return self._graph(self._policy(policy))

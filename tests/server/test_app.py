@@ -118,6 +118,9 @@ def test_graph_items_are_added_by_embedding_or_clusters_paused_and_removed(films
     assert films.patch("/v1/policies/films/items/a/b c", json={"paused": True}).status_code == 200
     assert films.delete("/v1/policies/films/items/x/y").status_code == 200
     assert films.get("/v1/policies/films").json()["graph"]["items"] == before["items"] + 1
+    # An item that comes back is what it is said to be now, not what it was.
+    assert films.put("/v1/policies/films/items/x/y", json={"clusters": [1]}).status_code == 201
+    assert films.get("/v1/policies/films/items/x/y").json()["paused"] is False
 
 
 def test_keeps_clusters_is_passed_on(films: TestClient) -> None:

@@ -2,13 +2,17 @@
 
 import io
 import json
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from server.app import create_app
 from server.settings import Settings
+from streaming.folder import open_folder
 from tests.server.conftest import BANKER, FILMS, TestClient, client_of
 from tests.server.memory import MemoryEngine
 from tests.server.test_app import small_graph
@@ -16,13 +20,56 @@ from tests.server.test_app import small_graph
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture
-def ready(client: TestClient) -> TestClient:
+class Site(NamedTuple):
+    """A server with the policies p (arms a, b, c), films (a graph of three films) and empty (no graph yet).
+
+    `marks` is all that a request could have left behind; `decision` is one of p's, with its one item.
+    """
+
+    client: TestClient
+    marks: Callable[[], Any]
+    decision: dict[str, str]
+
+
+@pytest.fixture(scope="module", params=["memory", "real"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if request.param == "memory":
+        engine = MemoryEngine()
+        with client_of(Settings(), engine) as client:
+            yield prepared(client, lambda: (engine.state.applied, len(engine.decisions), len(engine.rewards)))
+        return
+    data = tmp_path_factory.mktemp("site") / "data"
+    with TestClient(create_app(Settings(data=data, flush_ms=1)), raise_server_exceptions=False) as client:
+        yield prepared(client, lambda: (log_ends(data), decisions(client)))
+
+
+def prepared(client: TestClient, marks: Callable[[], Any]) -> Site:
     client.put("/v1/policies/p", json=BANKER).raise_for_status()
     client.put("/v1/policies/films", json=FILMS).raise_for_status()
     client.put("/v1/policies/films/graph", content=small_graph().to_bytes()).raise_for_status()
     client.put("/v1/policies/empty", json=FILMS).raise_for_status()
-    return client
+    decision = client.post("/v1/recommend", json={"policy": "p"}).json()
+    time.sleep(0.1)  # the decision reaches the log
+    return Site(client, marks, {"decision_id": decision["decision_id"], "item": decision["items"][0]["id"]})
+
+
+@pytest.fixture
+def ready(site: Site) -> Iterator[TestClient]:
+    """The site's client; what the test does with it must leave nothing behind."""
+    before = site.marks()
+    yield site.client
+    assert site.marks() == before
+
+
+def log_ends(data: Path) -> list[int]:
+    """How many records each partition of the log has had, the control partition last."""
+    with open_folder(data) as folder:
+        return [folder.log.bounds(partition)[1] for partition in [*range(folder.log.shards), -1]]
+
+
+def decisions(client: TestClient) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("croupier_decisions_total{"))
 
 
 def assert_problem(answer: Any, status: int, field: str | None = None) -> dict[str, Any]:
@@ -86,54 +133,82 @@ def assert_problem(answer: Any, status: int, field: str | None = None) -> dict[s
         (b'{"policy": "films", "user": {"clusters": [], "weights": []}}', 422, "user.clusters"),
     ],
 )
-def test_recommend_refuses(
-    ready: TestClient, engine: MemoryEngine, body: bytes, status: int, field: str | None
-) -> None:
+def test_recommend_refuses(ready: TestClient, body: bytes, status: int, field: str | None) -> None:
     path = "/v1/feedback" if body.startswith(b'{"feedback') else "/v1/recommend"
     assert_problem(ready.post(path, content=body, headers=JSON), status, field)
-    assert engine.decisions == {}
 
 
-GOOD = {"decision_id": "d0", "item": "a", "reward": 1}
+GOOD = {"reward": 1}  # and the site's decision, unless a case has its own
+
+
+@pytest.mark.parametrize(
+    ("row", "status", "field"),
+    [
+        ({"decision_id": ""}, 422, "decision_id"),
+        ({"decision_id": "AAAA"}, 422, "decision_id"),
+        ({"decision_id": "not base64 !"}, 422, "decision_id"),
+        ({"decision_id": "x" * 4000}, 422, "decision_id"),
+        ({"decision_id": "x" * 5000}, 422, "decision_id"),
+        ({"decision_id": "\u0000é"}, 422, "decision_id"),
+        ({"decision_id": None}, 422, "decision_id"),
+        ({"item": "zzz"}, 404, "item"),
+        ({"item": ""}, 422, "item"),
+        ({"reward": "1"}, 422, "reward"),
+        ({"reward": None}, 422, "reward"),
+        ({"reward": float("nan")}, 422, "reward"),
+        ({"reward": float("-inf")}, 422, "reward"),
+        ({"reward": 1e308}, 422, "reward"),
+        ({"event_id": 5}, 422, "event_id"),
+        ({"when": 5}, 422, "when"),
+    ],
+)
+def test_feedback_refuses_a_row(site: Site, ready: TestClient, row: Any, status: int, field: str) -> None:
+    content = json.dumps({**site.decision, **GOOD, **row}).encode()  # with NaN and Infinity as Python writes them
+    assert_problem(ready.post("/v1/feedback", content=content, headers=JSON), status, field)
+    # In bulk it is a verdict: an unsound row names its place, and none keeps the others from being judged.
+    if not (b"NaN" in content or b"Infinity" in content):
+        answer = ready.post("/v1/feedback", content=b'{"feedback": [' + content + b"]}", headers=JSON)
+        assert answer.status_code == 202
+        (verdict,) = answer.json()["results"]
+        assert verdict["status"] == "refused"
+        assert verdict["field"].removeprefix("feedback[0].") == field
 
 
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [
         (b"{", 400, None),
-        ({}, 422, "decision_id"),
-        ({**GOOD, "decision_id": "AAAA"}, 422, "decision_id"),
-        ({**GOOD, "decision_id": "x" * 5000}, 422, "decision_id"),
-        ({**GOOD, "item": "b"}, 404, "item"),
-        ({**GOOD, "reward": "1"}, 422, "reward"),
-        ({**GOOD, "reward": None}, 422, "reward"),
-        (b'{"decision_id": "d0", "item": "a", "reward": NaN}', 422, "reward"),
-        (b'{"decision_id": "d0", "item": "a", "reward": 1e400}', 422, "reward"),
-        ({**GOOD, "event_id": 5}, 422, "event_id"),
-        ({**GOOD, "when": 5}, 422, "when"),
-        ({"feedback": []}, 422, "feedback"),
-        ({"feedback": GOOD}, 422, "feedback"),
-        ({"feedback": [GOOD] * 1001}, 422, "feedback"),
-        ({"feedback": [GOOD], "more": 1}, 422, "more"),
-        ([GOOD], 422, None),
-        (b'{"feedback": [{"decision_id": "d0", "item": "a", "reward": -Infinity}]}', 422, "feedback[0].reward"),
+        (b"{}", 422, "decision_id"),
+        (b'{"feedback": []}', 422, "feedback"),
+        (b'{"feedback": {}}', 422, "feedback"),
+        (b'{"feedback": [' + b"{}," * 1000 + b"{}]}", 422, "feedback"),
+        (b'{"feedback": [{}], "more": 1}', 422, "more"),
+        (b"[]", 422, None),
+        (b'{"feedback": [{"reward": -Infinity}]}', 422, "feedback[0].reward"),
+        (b'{"decision_id": "d", "item": "a", "reward": 1e400}', 422, "reward"),
     ],
 )
-def test_feedback_refuses(ready: TestClient, engine: MemoryEngine, body: Any, status: int, field: str | None) -> None:
-    ready.post("/v1/recommend", json={"policy": "p"}).raise_for_status()
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    assert_problem(ready.post("/v1/feedback", content=content, headers=JSON), status, field)
-    assert engine.rewards == []
+def test_feedback_refuses_a_body(ready: TestClient, body: bytes, status: int, field: str | None) -> None:
+    assert_problem(ready.post("/v1/feedback", content=body, headers=JSON), status, field)
 
 
-def test_when_the_log_is_away_feedback_says_when_to_come_again(ready: TestClient, engine: MemoryEngine) -> None:
-    ready.post("/v1/recommend", json={"policy": "p"}).raise_for_status()
+def test_a_decision_id_altered_anywhere_is_refused(site: Site, ready: TestClient) -> None:
+    token = site.decision["decision_id"]
+    for place in range(0, len(token), 7):
+        altered = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+        answer = ready.post("/v1/feedback", json={**site.decision, **GOOD, "decision_id": altered})
+        assert assert_problem(answer, 422, "decision_id")["type"].endswith("bad-token")
+
+
+def test_when_the_log_is_away_feedback_says_when_to_come_again(client: TestClient, engine: MemoryEngine) -> None:
+    client.put("/v1/policies/p", json=BANKER).raise_for_status()
+    row = {"decision_id": client.post("/v1/recommend", json={"policy": "p"}).json()["decision_id"], "item": "a"}
     engine.log_away = True
-    answer = ready.post("/v1/feedback", json=GOOD)
+    answer = client.post("/v1/feedback", json={**row, **GOOD})
     assert_problem(answer, 503)
     assert answer.headers["retry-after"] == "2"
     engine.log_away = False
-    assert ready.post("/v1/feedback", json=GOOD).status_code == 202
+    assert client.post("/v1/feedback", json={**row, **GOOD}).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -167,9 +242,8 @@ def test_when_the_log_is_away_feedback_says_when_to_come_again(ready: TestClient
         ({"rule": "classic", "reward": {"aggregation": "last"}}, "reward.aggregation"),
     ],
 )
-def test_put_policy_refuses(client: TestClient, engine: MemoryEngine, change: dict[str, Any], field: str) -> None:
-    assert_problem(client.put("/v1/policies/p", json={**BANKER, **change}), 422, field)
-    assert engine.state.applied == 0
+def test_put_policy_refuses(ready: TestClient, change: dict[str, Any], field: str) -> None:
+    assert_problem(ready.put("/v1/policies/new", json={**BANKER, **change}), 422, field)
 
 
 @pytest.mark.parametrize(
@@ -187,24 +261,22 @@ def test_put_policy_refuses(client: TestClient, engine: MemoryEngine, change: di
         ({"arms": ["a"]}, "arms"),
     ],
 )
-def test_put_a_diag_linucb_policy_refuses(client: TestClient, change: dict[str, Any], field: str) -> None:
-    assert_problem(client.put("/v1/policies/p", json={**FILMS, **change}), 422, field)
+def test_put_a_diag_linucb_policy_refuses(ready: TestClient, change: dict[str, Any], field: str) -> None:
+    assert_problem(ready.put("/v1/policies/new", json={**FILMS, **change}), 422, field)
 
 
 @pytest.mark.parametrize("name", ["-x", "a b", "ä", "x" * 101, "a;b"])
-def test_a_policy_has_a_plain_name(client: TestClient, name: str) -> None:
-    assert_problem(client.put(f"/v1/policies/{name}", json=BANKER), 422, "name")
+def test_a_policy_has_a_plain_name(ready: TestClient, name: str) -> None:
+    assert_problem(ready.put(f"/v1/policies/{name}", json=BANKER), 422, "policy")
 
 
-def test_a_policy_keeps_its_algorithm(ready: TestClient, engine: MemoryEngine) -> None:
-    before = engine.state.applied
+def test_a_policy_keeps_its_algorithm(ready: TestClient) -> None:
     assert_problem(ready.put("/v1/policies/p", json={"algorithm": "ucb1", "arms": ["a"]}), 409, "algorithm")
     assert_problem(ready.patch("/v1/policies/p", json={"algorithm": "ucb1"}), 409)
     assert_problem(ready.patch("/v1/policies/p", json={"reward": 5}), 422, "reward")
     assert_problem(ready.patch("/v1/policies/p", json={"rho": -5}), 422, "rho")
     assert_problem(ready.patch("/v1/policies/p", json=[]), 422)
-    assert engine.state.policies["p"].spec.algorithm == "banker"
-    assert engine.state.applied <= before + 1  # a refused change may use up a number, and changes nothing
+    assert ready.get("/v1/policies/p").json()["definition"]["algorithm"] == "banker"
 
 
 @pytest.mark.parametrize(
@@ -216,10 +288,10 @@ def test_a_policy_keeps_its_algorithm(ready: TestClient, engine: MemoryEngine) -
         ("GET", "/v1/policies/nope/arms", "policy"),
         ("GET", "/v1/policies/nope/graph", "policy"),
         ("PUT", "/v1/policies/nope/graph", "policy"),
-        ("GET", "/v1/policies/p/items/nope", "id"),
-        ("DELETE", "/v1/policies/p/items/nope", "id"),
-        ("PATCH", "/v1/policies/p/items/nope", "id"),
-        ("PATCH", "/v1/policies/films/items/nope", "id"),
+        ("GET", "/v1/policies/p/items/nope", "item"),
+        ("DELETE", "/v1/policies/p/items/nope", "item"),
+        ("PATCH", "/v1/policies/p/items/nope", "item"),
+        ("PATCH", "/v1/policies/films/items/nope", "item"),
         ("PUT", "/v1/policies/nope/items/a", "policy"),
         ("GET", "/nowhere", None),
     ],
@@ -242,6 +314,53 @@ def test_methods_and_media_types_are_named(ready: TestClient) -> None:
     assert "application/json" in assert_problem(form, 415)["detail"]
     assert_problem(ready.post("/v1/recommend", content=b'{"policy": "p"}'), 415)
     assert_problem(ready.put("/v1/policies/films/graph", json={}), 415)
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[TestClient]:
+    """The real thing, alone with its test."""
+    with TestClient(create_app(Settings(data=tmp_path / "data", flush_ms=1)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def outcomes(client: TestClient, expected: dict[str, float]) -> dict[str, float]:
+    """Counts of reward outcomes, once there are as many as expected, or after 10 s."""
+    deadline = time.monotonic() + 10
+    while True:
+        found: dict[str, float] = {}
+        for line in client.get("/metrics").text.splitlines():
+            if line.startswith("croupier_reward_outcomes_total{"):
+                outcome = line.split('outcome="')[1].split('"')[0]
+                found[outcome] = found.get(outcome, 0) + float(line.split()[-1])
+        found = {outcome: count for outcome, count in found.items() if count}
+        if found == expected or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+def test_rewards_twice_late_and_unbelievable_are_accepted_and_counted_as_what_they_are(loop: TestClient) -> None:
+    loop.put("/v1/policies/p", json={**BANKER, "reward": {"max": 10}}).raise_for_status()
+    loop.put("/v1/policies/short", json={**BANKER, "reward": {"window": "50ms"}}).raise_for_status()
+    loop.put("/v1/policies/sums", json={**BANKER, "reward": {"aggregation": "sum"}}).raise_for_status()
+
+    def decide(policy: str) -> dict[str, Any]:
+        body = loop.post("/v1/recommend", json={"policy": policy}).json()
+        return {"decision_id": body["decision_id"], "item": body["items"][0]["id"], "reward": 1}
+
+    once, large, late, summed, gone = decide("p"), decide("p"), decide("short"), decide("sums"), decide("p")
+    time.sleep(0.2)
+    rows = [once, once, {**large, "reward": 11}, late, {**summed, "event_id": "a"}, {**summed, "event_id": "a"}]
+    answer = loop.post("/v1/feedback", json={"feedback": [*rows, summed]})
+    assert answer.status_code == 202
+    verdicts = answer.json()["results"]
+    assert [verdict["status"] for verdict in verdicts] == ["accepted"] * 6 + ["refused"]
+    assert (verdicts[6]["reason"], verdicts[6]["field"]) == ("missing-event-id", "event_id")
+    loop.delete(f"/v1/policies/p/items/{gone['item']}").raise_for_status()
+    assert_problem(loop.post("/v1/recommend", json={"policy": "p", "candidates": [gone["item"]]}), 422, "candidates")
+    loop.delete("/v1/policies/short").raise_for_status()
+    assert_problem(loop.post("/v1/feedback", json=late), 404, "decision_id")
+    expected = {"applied": 2, "duplicate": 2, "out_of_range": 1, "late": 1}
+    assert outcomes(loop, expected) == expected
 
 
 def npz(**arrays: Any) -> bytes:
@@ -274,17 +393,15 @@ SOUND = {
         (npz(**{**SOUND, "ids": np.array(["x", "x"])}), "ids"),
     ],
 )
-def test_a_graph_whose_arrays_disagree_is_refused(
-    ready: TestClient, engine: MemoryEngine, content: bytes, field: str
-) -> None:
-    before = ready.get("/v1/policies/films/graph").json(), engine.state.applied, len(engine.blobs)
+def test_a_graph_whose_arrays_disagree_is_refused(ready: TestClient, content: bytes, field: str) -> None:
+    before = ready.get("/v1/policies/films/graph").json()
     assert_problem(ready.put("/v1/policies/films/graph", content=content), 422, field)
-    assert (ready.get("/v1/policies/films/graph").json(), engine.state.applied, len(engine.blobs)) == before
+    assert ready.get("/v1/policies/films/graph").json() == before
 
 
 def test_a_graph_that_unpacks_to_far_more_than_it_is_is_refused(ready: TestClient) -> None:
     file = io.BytesIO()
-    np.savez_compressed(file, **{**SOUND, "centroids": np.zeros((1 << 21, 3), np.float32)})  # 25 MB of zeros in 25 kB
+    np.savez_compressed(file, centroids=np.zeros((1 << 21, 3), np.float32), ids=SOUND["ids"])  # 25 MB of zeros in 25 kB
     body = assert_problem(ready.put("/v1/policies/films/graph", content=file.getvalue()), 422, "graph")
     assert "unpacks" in body["detail"]
 
@@ -315,7 +432,7 @@ def test_a_new_graph_item_needs_its_place(ready: TestClient, body: Any, status: 
 def test_items_take_only_what_their_policy_has(ready: TestClient) -> None:
     assert_problem(ready.put("/v1/policies/p/items/z", json={"embedding": [1]}), 422, "embedding")
     assert_problem(ready.put("/v1/policies/films/items/318", json={"clusters": [0]}), 409)
-    assert_problem(ready.put(f"/v1/policies/p/items/{'z' * 1001}", json={}), 422, "id")
+    assert_problem(ready.put(f"/v1/policies/p/items/{'z' * 1001}", json={}), 422, "item")
 
 
 def test_a_body_too_large_is_refused_also_without_content_length(engine: MemoryEngine) -> None:

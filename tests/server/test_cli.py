@@ -3,21 +3,18 @@
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from click.testing import CliRunner, Result
 
 from bandits.graph import Graph
 from server.app import create_app
 from server.cli import COMMANDS, cli
 from server.settings import NAMES, Settings, flag, markdown
-from tests.server.conftest import BANKER
+from tests.server.conftest import BANKER, serving
 from tests.server.memory import MemoryEngine
 from tests.server.test_app import small_graph
 
@@ -111,16 +108,8 @@ def test_environment_reaches_the_server_settings() -> None:
 def url() -> Iterator[str]:
     """A real HTTP server on loopback with one API key."""
     settings = Settings.load(flags={"api_keys": f"test:admin:{SECRET}"})
-    config = uvicorn.Config(create_app(settings, MemoryEngine()), port=0, log_level="error", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serving(create_app(settings, MemoryEngine())) as url:
+        yield url
 
 
 def test_policies_over_http(url: str, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The OpenAPI document: complete, and nothing that follows it, or nearly, makes a 500."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
@@ -11,27 +13,10 @@ from server.app import create_app
 from server.definitions import ABOUT, PARAMETERS
 from server.openapi import PROBLEMS
 from server.settings import Settings
-from tests.server.memory import MemoryEngine
+from tests.server.conftest import BANKER, FILMS, serving
 from tests.server.test_app import small_graph
 
 DOCUMENT = create_app(Settings()).openapi()
-
-
-def prepared() -> Any:
-    """An app whose engine has a policy of each kind, so that generated requests get behind the 404."""
-    import asyncio
-
-    from streaming.control import GraphPut, PolicyPut, PolicySpec
-
-    engine = MemoryEngine()
-
-    async def fill() -> None:
-        await engine.control(PolicyPut("headlines", PolicySpec("banker"), ["a", "b", "c"]))
-        await engine.control(PolicyPut("films", PolicySpec("diag-linucb")))
-        await engine.control(GraphPut("films", await engine.put_blob(small_graph().to_bytes())))
-
-    asyncio.run(fill())
-    return create_app(Settings(), engine)
 
 
 def operations() -> list[tuple[str, dict[str, Any]]]:
@@ -81,25 +66,37 @@ def test_problem_examples_are_of_their_own_status() -> None:
     assert all(problem.status == status for status, (_, problem) in PROBLEMS.items())
 
 
-schema = schemathesis.openapi.from_asgi("/openapi.json", prepared())
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server, log, learner and all, that has a policy of each kind."""
+    app = create_app(Settings(data=tmp_path_factory.mktemp("api") / "data"))
+    with serving(app) as url, httpx.Client(base_url=url) as client:
+        client.put("/v1/policies/headlines", json=BANKER).raise_for_status()
+        client.put("/v1/policies/films", json=FILMS).raise_for_status()
+        client.put("/v1/policies/films/graph", content=small_graph().to_bytes()).raise_for_status()
+        yield url
+
+
+schema = schemathesis.openapi.from_dict(DOCUMENT)
 
 
 @schema.parametrize()
 @settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_makes_a_500(case: Any) -> None:
+def test_no_request_makes_a_500(case: Any, url: str) -> None:
+    # Generated names are never those of the policies there are: two thirds of the cases get one of these.
     known = ("headlines", "films", None)[len(repr(case.body)) % 3]
-    if known and "name" in (case.path_parameters or {}):
+    if known and "name" in (case.path_parameters or {}) and case.method != "DELETE":
         case.path_parameters["name"] = known
     if known and isinstance(case.body, dict) and "policy" in case.body:
         case.body["policy"] = known
-    response = case.call()
+    response = case.call(base_url=url)
     assert response.status_code < 500, response.text
     if response.status_code >= 400:
         body = json.loads(response.content)
