@@ -266,10 +266,13 @@ def play(
     rng = np.random.default_rng([seed, 1])
     users = rng.integers(0, len(world.click), rounds)
     best = world.best(k)[users]
-    clicks, shown, took = np.zeros(rounds), np.zeros(rounds), 0
+    clicks, shown = np.zeros(rounds), np.zeros(rounds)
+    took = 0
     for r in range(rounds):
         user = int(users[r])
-        coins = rng.random(world.click.shape[1])  # for every item, so that all policies meet the same ones
+        coins: NDArray[np.float64] = rng.random(
+            world.click.shape[1]
+        )  # for every item, so that all policies meet the same ones
         begin = time.perf_counter_ns()
         items = policy.choose(user, k)
         took += time.perf_counter_ns() - begin
