@@ -88,7 +88,7 @@ def test_each_shard_that_owns_an_item_gets_the_event_once_numbered_from_0(films:
     for each in sent.values():
         assert [int.from_bytes(event[24:28], "little") for event in each] == list(range(len(each)))
     films.follow()
-    assert films.outcomes(2) == {"decisions_explore": 100} or films.outcomes(2)["decisions_explore"] >= 50
+    assert films.outcomes(2) == {"decisions_explore": 50}  # once each, however many shards it concerns
 
 
 def test_rewards_reach_the_shard_of_their_item(films: Host) -> None:
@@ -117,12 +117,7 @@ def test_a_bank_is_made_for_each_segment_and_then_shared(headlines: Host) -> Non
     again = context_of(headlines, headlines.recommend("h", user=User(segment="s0")).decision_id)
     assert again.bank == banks[0] == token.segment_key("s0")
     assert headlines.outcomes(2)["applied"] == 12
-    names = [
-        name
-        for shard in headlines.replica.shards
-        for name in shard.state["bank_names/2"][:, 0].tolist()
-        if name
-    ]
+    names = [name for shard in headlines.replica.shards for name in shard.state["bank_names/2"][:, 0].tolist() if name]
     assert b"s0" in names
 
 
@@ -206,7 +201,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Host:
     return host
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.parametrize(("policy", "query", "status", "field"), REFUSED)
 def test_what_cannot_be_chosen_names_the_field(
     both: Host, policy: str, query: dict[str, object], status: int, field: str
@@ -262,9 +256,7 @@ def altered(text: str) -> str:
         (lambda d: FeedbackRow(d, "a", float("nan")), "out-of-range", "reward"),
     ],
 )
-def test_what_is_refused_before_the_log(
-    both: Host, row: Callable[[str], FeedbackRow], reason: str, field: str
-) -> None:
+def test_what_is_refused_before_the_log(both: Host, row: Callable[[str], FeedbackRow], reason: str, field: str) -> None:
     decision = both.recommend("h", k=3)
     before = both.row.refusals()
     (verdict,), by_shard = judge([row(decision.decision_id)], both.views, both.row)
