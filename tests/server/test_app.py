@@ -1,9 +1,12 @@
 """The API as a client meets it: the whole session of the README, and each route's answers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from bandits.graph import Graph
+from streaming.control import PolicyPut, PolicySpec
 from tests.server.conftest import BANKER, FILMS, TestClient
 from tests.server.memory import MemoryEngine
 
@@ -121,6 +124,32 @@ def test_graph_items_are_added_by_embedding_or_clusters_paused_and_removed(films
     # An item that comes back is what it is said to be now, not what it was.
     assert films.put("/v1/policies/films/items/x/y", json={"clusters": [1]}).status_code == 201
     assert films.get("/v1/policies/films/items/x/y").json()["paused"] is False
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "/v1/policies/films", {"alpha": 2.0}),
+        ("PUT", "/v1/policies/films/items/new", {"clusters": [0]}),
+        ("DELETE", "/v1/policies/films/items/318", None),
+    ],
+)
+def test_what_somebody_else_changed_meanwhile_is_not_lost(
+    films: TestClient, engine: MemoryEngine, method: str, path: str, body: Any
+) -> None:
+    read = engine.policy
+
+    async def read_then_overtaken(name: str) -> Any:
+        info = await read(name)
+        await engine.control(PolicyPut(name, PolicySpec("diag-linucb", parameters={"alpha": 7.0})))
+        return info
+
+    engine.policy = read_then_overtaken  # type: ignore[method-assign]
+    answer = films.request(method, path, json=body)
+    assert answer.status_code == 409
+    engine.policy = read  # type: ignore[method-assign]
+    after = films.get("/v1/policies/films").json()
+    assert (after["definition"]["alpha"], after["items"]) == (7.0, 3)
 
 
 def test_keeps_clusters_is_passed_on(films: TestClient) -> None:

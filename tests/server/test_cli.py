@@ -1,6 +1,8 @@
 """The command line: help, exit codes, one sentence for what the world does wrong, and commands on real input."""
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +100,26 @@ def test_help_loads_nothing_heavy() -> None:
 )
 def test_what_is_wrong_is_said_in_a_sentence(args: list[str], code: int, words: str) -> None:
     assert_fails(run(*args), code, words)
+
+
+@pytest.mark.parametrize(("file", "words"), [("garbage", "damaged"), ("foreign", "another application")])
+def test_serve_refuses_a_log_that_is_not_ours_and_leaves_it_alone(tmp_path: Path, file: str, words: str) -> None:
+    log = tmp_path / "log.sqlite"
+    if file == "garbage":
+        log.write_bytes(b"this is no database" * 100)
+    else:
+        with contextlib.closing(sqlite3.connect(log)) as other:
+            other.execute("create table theirs (a)")
+            other.commit()
+    before = log.read_bytes()
+    command = [sys.executable, "-c", "from server.cli import main; main()"]
+    command += ["serve", "--data", str(tmp_path), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("croupier: ")
+    assert words in done.stderr
+    assert log.read_bytes() == before
 
 
 def test_environment_reaches_the_server_settings() -> None:
