@@ -162,7 +162,7 @@ def learn_edges(
 ) -> None:
     """`learn` where the edges are known: d += play w^2; b += amount w, one edge after the other."""
     for i in range(edge.shape[0]):
-        e = edge[i]
+        e = np.uint64(edge[i])  # unsigned: no test for a negative index
         edges[e, 0] += amount[i] * w[i]
         edges[e, 1] += play[i] * w[i] * w[i]
 

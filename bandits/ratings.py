@@ -266,13 +266,13 @@ def play(
     rng = np.random.default_rng([seed, 1])
     users = rng.integers(0, len(world.click), rounds)
     best = world.best(k)[users]
-    clicks, shown = np.zeros(rounds), np.zeros(rounds)
+    clicks, shown, uniforms = np.zeros(rounds), np.zeros(rounds), np.empty((64, world.click.shape[1]))
     took = 0
     for r in range(rounds):
         user = int(users[r])
-        coins: NDArray[np.float64] = rng.random(
-            world.click.shape[1]
-        )  # for every item, so that all policies meet the same ones
+        if r % len(uniforms) == 0:
+            rng.random(out=uniforms)
+        coins = uniforms[r % len(uniforms)]  # one for every item, so that all policies meet the same ones
         begin = time.perf_counter_ns()
         items = policy.choose(user, k)
         took += time.perf_counter_ns() - begin

@@ -149,7 +149,7 @@ def test_a_default_is_learned_at_once_and_an_answer_corrects_it() -> None:
 def test_a_half_life_forgets_by_half_and_a_rebase_changes_nothing() -> None:
     graph = random_graph(np.random.default_rng(5))
     item, day = int(graph.items[0]), DAY_MS
-    parameters = DiagParameters(half_life_s=86_400.0, alpha=1.0)
+    parameters = DiagParameters(half_life_s=86_400.0, prior=1.0)
     policy = DiagLinUCB(graph, parameters, default=None)
     user = everyone(policy)
     policy.rewarded(user, item, 1.0, time_ms=0)
