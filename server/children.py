@@ -19,13 +19,14 @@ from server.settings import Settings
 from server.shared import HostFile, RunFolder
 
 log = logging.getLogger(__name__)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 CONNECT_S = 10.0
 
 
-def die_with_parent(parent: int) -> None:
-    """Asks the kernel to kill this process when its parent ends."""
+def die_with_parent(parent: int, name: str) -> None:
+    """Asks the kernel to kill this process when its parent ends, and to show it under this name."""
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:  # pragma: no cover - Linux has it
         log.warning("prctl failed: a killed supervisor would leave this process behind")
     if os.getppid() != parent:  # it ended before the call
@@ -152,7 +153,7 @@ def run_child(main: Callable[[], int], parent: int, name: str) -> None:
     signal.set_wakeup_fd(-1)
     code = 1
     try:
-        die_with_parent(parent)
+        die_with_parent(parent, name)
         threading.current_thread().name = name
         code = main()
     except Exception as error:
