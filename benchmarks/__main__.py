@@ -80,7 +80,7 @@ def main() -> None:
     summary = {
         "machine": machine(),
         "quick": arguments.quick,
-        "bars": [row.bar._asdict() | {"where": row.where, "value": row.value, "holds": row.holds} for row in rows],
+        "bars": [row._asdict() for row in rows],
         "failed": failed,
     }
     (OUT / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

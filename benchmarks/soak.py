@@ -28,13 +28,13 @@ ALLOWED_SHARE, ALLOWED_BYTES = 0.10, 4 << 20
 
 def sizes(server: ServerProcess) -> dict[str, int]:
     """What the server holds at present, in bytes: memory by process, files by name."""
-    found = {f"memory of {name}": size for name, size in server.memory_bytes().items()}
+    found = {f"memory of {pid}": size for pid, size in server.memory_bytes().items()}
     for folder in (server.data, server.run_folder):
         for path in folder.rglob("*"):
             try:
                 if path.is_file():
                     # Sparse files and files that shrank in place count by the blocks they occupy.
-                    found[f"{path.name}"] = found.get(path.name, 0) + path.stat().st_blocks * 512
+                    found[path.name] = found.get(path.name, 0) + path.stat().st_blocks * 512
             except FileNotFoundError:
                 continue  # replaced just now
     return found
@@ -84,7 +84,6 @@ async def _run(minutes: float, workers: int, rate: float) -> dict[str, Any]:
         finally:
             sampling.cancel()
             await asyncio.gather(sampling, return_exceptions=True)
-    # Memory by role, not by pid: the supervisor is the first, and a process that was restarted shows as another.
     found = verdict(samples)
     return {
         "minutes": minutes,
