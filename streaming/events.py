@@ -28,7 +28,9 @@ One log record is a frame of many events, or one control record. Little-endian; 
             24            the record as JSON, ended by zeros
 
 A record is poison by its bytes alone: a frame whose header fails, or an event whose CRC or length fails. After an event
-of impossible length the rest of its frame cannot be told apart and is one more poison event.
+of impossible length the rest of its frame cannot be told apart and is one more poison event. Where the CRC holds and
+the layout is another, a later release wrote it: that is no poison, it stops the shard. So the first 16 bytes of a frame
+and the first 8 of an event stay as they are in all releases.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from streaming.errors import LayoutMismatch, StaleCommit, Trimmed
 from streaming.log import EventLog
 from streaming.shard import Shard
-from streaming.state import State
+from streaming.state import LAYOUT, State
 from streaming.store import NOTHING, Commit, ParameterStore, SnapshotInfo
 
 FOLD_BYTES = 8 << 20
@@ -60,6 +60,11 @@ class Learner:
             raise LayoutMismatch(
                 f"the store belongs to log {manifest.log_id} with {manifest.shards} shards, but this log is "
                 f"{self.log.id} with {self.log.shards}: put the log and the store of one data folder together again"
+            )
+        if manifest.layout != LAYOUT:
+            raise LayoutMismatch(
+                f"the store has layout {manifest.layout}, this release reads layout {LAYOUT}: use the release that "
+                "wrote it, `croupier export` there and `croupier import` here"
             )
         self.shard, self._pending = None, None
         image = self.store.load(self.number)
@@ -119,7 +124,8 @@ class Learner:
     def fold(self) -> None:
         """Makes the present state the store's base image; only parts that changed are written."""
         assert self.shard is not None
-        assert self._pending is None
+        if self._pending is not None:
+            self._commit(self._pending)
         if self._last == NOTHING:
             return
         shard, self.shard = self.shard, None  # what take_parts gives is given once: a failure must reload

@@ -16,6 +16,7 @@ from streaming.token import ARMS, ARMS_SIZE, FUNDED, HEADER_SIZE, NO_DEFAULT
 from streaming.token import LAYOUT as TOKEN_LAYOUT
 
 POISON, UNKNOWN = 0, 255  # kinds of a row, beside those of streaming.events
+NONE = np.uint32(0)
 
 EVENT = np.dtype(
     [
@@ -76,9 +77,14 @@ def buffer(records: list[bytes]) -> Buffer:
 
 
 @njit(cache=True, nogil=True)
-def crc32(u8: NDArray[np.uint8], u32: NDArray[np.uint32], start: Any, end: Any, table: NDArray[np.uint32]) -> Any:
-    """CRC-32 of bytes start..end, start a multiple of 4: eight bytes a step by eight tables."""
-    crc = np.uint32(0xFFFFFFFF)
+def crc32(
+    u8: NDArray[np.uint8], u32: NDArray[np.uint32], start: Any, end: Any, table: NDArray[np.uint32], before: Any
+) -> Any:
+    """CRC-32 of bytes start..end, start a multiple of 4, after bytes whose CRC is `before` (0: none).
+
+    Eight bytes a step by eight tables.
+    """
+    crc = before ^ np.uint32(0xFFFFFFFF)
     at = start
     while at + 8 <= end:
         one = crc ^ u32[at >> 2]
@@ -124,7 +130,7 @@ def scan(buf: Buffer, times: NDArray[np.int64], table: NDArray[np.uint32], out: 
             and buf.u32[word] == MAGIC
             and buf.u8[start + 4] == LAYOUT
             and buf.u8[start + 5] == 0
-            and crc32(buf.u8, buf.u32, start, start + 12, table) == buf.u32[word + 3]
+            and crc32(buf.u8, buf.u32, start, start + 12, table, NONE) == buf.u32[word + 3]
         )
         count = np.int64(buf.u32[word + 2]) if sound else np.int64(1)
         at = start + FRAME_SIZE
@@ -134,22 +140,36 @@ def scan(buf: Buffer, times: NDArray[np.int64], table: NDArray[np.uint32], out: 
             e.record, e.index, e.log_time_ms, e.kind, e.pidx, e.outcome = r, index, times[r], POISON, -1, 255
             n += 1
             index += 1
+            if not sound and _foreign(buf, start, end, table):
+                e.kind = UNKNOWN
             if not sound or at + EVENT_SIZE > end:
                 break
             size = np.int64(buf.u16[(at >> 1) + 2]) * 8
             if size < EVENT_SIZE or at + size > end:
                 break
-            if crc32(buf.u8, buf.u32, at + 4, at + size, table) == buf.u32[at >> 2]:
+            if crc32(buf.u8, buf.u32, at + 4, at + size, table, NONE) == buf.u32[at >> 2]:
                 _read(buf, at, size, e)
             at += size
     return n
 
 
 @njit(cache=True, nogil=True)
+def _foreign(buf: Buffer, start: Any, end: Any, table: NDArray[np.uint32]) -> Any:
+    """Whether a frame that is none of this release's is sound all the same: one of another release."""
+    word = start >> 2
+    if end - start < FRAME_SIZE or buf.u32[word] != MAGIC:
+        return False
+    head = crc32(buf.u8, buf.u32, start, start + 12, table, NONE)
+    whole = crc32(buf.u8, buf.u32, start + FRAME_SIZE, end, table, head)
+    return head == buf.u32[word + 3] or whole == buf.u32[word + 3]
+
+
+@njit(cache=True, nogil=True)
 def _read(buf: Buffer, at: Any, size: Any, e: Any) -> None:
     """Fills the row of an event whose CRC holds; kind UNKNOWN where its layout is of another release."""
     kind = buf.u8[at + 7]
-    if buf.u8[at + 6] != LAYOUT or kind < DECISION or kind > SEGMENT:
+    short = kind != SEGMENT and size < EVENT_SIZE + HEADER_SIZE
+    if buf.u8[at + 6] != LAYOUT or kind < DECISION or kind > SEGMENT or short:
         e.kind = UNKNOWN
         return
     e.kind = kind
@@ -165,7 +185,8 @@ def _read(buf: Buffer, at: Any, size: Any, e: Any) -> None:
     flags, context = buf.u8[p + 3], buf.u8[p + 2]
     m, k = np.int64(buf.u8[p + 22]), np.int64(buf.u8[p + 23])
     need = (ARMS_SIZE if context == ARMS else HEADER_SIZE + 6 * m) + 6 * k
-    if buf.u8[p] != TOKEN_LAYOUT or context > ARMS or EVENT_SIZE + need > size or (kind == REWARD and e.slot >= k):
+    nowhere = e.slot >= k and (kind == REWARD or e.slot > 0)
+    if buf.u8[p] != TOKEN_LAYOUT or context > ARMS or EVENT_SIZE + need > size or nowhere:
         e.kind = UNKNOWN
         return
     e.context, e.aggregation, e.mode = context, flags & 3, flags >> 2 & 3

@@ -136,7 +136,7 @@ def decode(payload: bytes) -> Context:
         raise TokenError("the decision id is too short")
     head = _HEADER.unpack_from(payload)
     layout, _, kind, flags, policy, decision, low, high, m, k, window_ms, default, lineage = head
-    if layout != LAYOUT or kind > ARMS or len(payload) != size_of(kind, m, k):
+    if layout != LAYOUT or kind > ARMS or len(payload) != size_of(kind, m, k) or (kind == ARMS and m):
         raise TokenError("the decision id is of another version or length")
     bank, p, w, a, c = 0, 0.0, 0.0, 0.0, 0.0
     at = HEADER_SIZE

@@ -16,8 +16,14 @@ from streaming.shards import segments_of_shard, shard_of_item
 
 
 def split(data: bytes):
-    """(index, kind, reward, event hash, sequence, slot, body) of each event; kind None for poison."""
+    """(index, kind, reward, event hash, sequence, slot, body) of each event; kind None for poison, 255 for a frame of
+    another release."""
     head = data[:12]
+    if len(data) >= 16 and data[:4] == b"CRPR" and data[4:6] != b"\x01\x00":
+        (crc,) = struct.unpack("<I", data[12:16])
+        if crc in (crc32(head), crc32(head + data[16:])):
+            yield 0, 255, 0.0, 0, 0, 0, b""
+            return
     sound = len(data) >= 16 and struct.unpack("<I", data[12:16])[0] == crc32(head) and data[:6] == b"CRPR\x01\x00"
     if not sound:
         yield 0, None, 0.0, 0, 0, 0, b""
