@@ -30,6 +30,7 @@ POOL = OWN
 COLUMNS = OWN + 1
 STREAM, SEQUENCE, ARM, P, SIGMA, OUT_THEN, EXPIRES, HAS_DEFAULT, DEFAULT = range(9)
 ENTRY = 9
+TINY = 1e-300  # a product that underflows is still a divisor
 STEP_MAX = 1e15  # beyond it a dual is past telling, and a sum of them stays finite
 
 
@@ -145,8 +146,8 @@ def settle(state: Floats, n_arms: int, barrier: bool, e: int, answered: bool, re
     if total > 0.0:  # 0: a loss so much larger came that all older money is worth nothing
         for i in range(n_arms):
             pool[i] = (state[V] * pool[i] + sigma * state[entry + ENTRY + i]) / total
-        step = loss / (state[entry + P] * total)
-        pool[int(state[entry + ARM])] += min(STEP_MAX, max(-STEP_MAX, step))
+        price = max(state[entry + P] * total, TINY)
+        pool[int(state[entry + ARM])] += min(STEP_MAX, max(-STEP_MAX, loss / price))
         recentre(pool)
     state[V] = total
     state[S_ARRIVED] += (state[entry + OUT_THEN] + 1.0) * loss * loss

@@ -246,7 +246,7 @@ def run(
         np.empty(horizon),
         np.empty(horizon, np.int64),
         np.ones(n_arms, np.bool_),
-        np.empty(n_arms),
+        np.full(n_arms, 1.0 / n_arms),  # a policy that has no chances leaves these
         np.empty(n_arms),
         curve,
     )
