@@ -9,6 +9,7 @@ Ending: workers (finish requests, hand over decisions), agent (append), learner 
 its time; then SIGKILL. Children die with their parent (PR_SET_PDEATHSIG), so that nothing is left when it is killed.
 """
 
+import gc
 import logging
 import os
 import select
@@ -117,7 +118,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        preload()
+        preload_loop()
+        for child in self._children[:2]:  # agent and learner open log and store while we load the rest
+            self._start(child)
+        preload_http()
         ready = False
         deadline = time.monotonic() + READY_WITHIN_S
         while not self._stop:
@@ -234,9 +238,23 @@ def _how(status: int) -> str:
     return f"signal {-code}" if code < 0 else f"status {code}"
 
 
-def preload() -> None:
-    """Imports what the children run, and compiles or loads their kernels."""
-
+def preload_loop() -> None:
+    """Imports what agent and learner run, and compiles every kernel, or loads it from its cache."""
+    import server.agent
+    import server.ipc
+    import server.learner_loop  # noqa: F401
     from server.warm import warm_up
 
     warm_up()
+    gc.freeze()  # what is here stays: no collection touches, and so copies, the pages that children share
+
+
+def preload_http() -> None:
+    """Imports what a worker runs beside that."""
+    import uvicorn.lifespan.on
+    import uvicorn.protocols.http.httptools_impl  # noqa: F401
+
+    import server.app
+    import server.host  # noqa: F401
+
+    gc.freeze()
