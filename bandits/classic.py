@@ -34,6 +34,7 @@ from bandits.scalar import log
 
 SUCCESSES = OWN  # the column of ThompsonBeta
 SCALE, SQUARES = 0, 1  # header of ThompsonNormal
+UNTAUGHT = 1e308  # the score of an arm nothing is known of: above every mean, and still a number in JSON
 HI, LO = 0, 1  # header of UCB1: the rewards seen beyond [0, 1], as excess above 1 and below 0
 
 
@@ -129,7 +130,7 @@ def learn_mean(states: Floats, header: int, ops: Records, status: NDArray[np.uin
 
 @njit(cache=True, nogil=True)
 def score_ucb1(state: Floats, scores: Floats) -> None:
-    """mean_i + range sqrt(2 ln N / n_i); an untaught arm is infinitely promising."""
+    """mean_i + range sqrt(2 ln N / n_i); an untaught arm comes before all others."""
     n_arms = scores.shape[0]
     total = 0.0
     for i in range(n_arms):
@@ -140,7 +141,7 @@ def score_ucb1(state: Floats, scores: Floats) -> None:
         if taught > 0.0:
             scores[i] = state[2 + i * OWN + REWARDS] / taught + span * math.sqrt(2.0 * log(total) / taught)
         else:
-            scores[i] = math.inf
+            scores[i] = UNTAUGHT
 
 
 @njit(cache=True, nogil=True)
@@ -150,7 +151,7 @@ def weigh_greedy(state: Floats, epsilon: float, active: Mask, chances: Floats, s
     n = 0
     for i in range(n_arms):
         taught = state[i * OWN + TAUGHT]
-        scores[i] = state[i * OWN + REWARDS] / taught if taught > 0.0 else math.inf
+        scores[i] = state[i * OWN + REWARDS] / taught if taught > 0.0 else UNTAUGHT
         n += active[i]
     share_best(scores, active, chances)
     for i in range(n_arms):

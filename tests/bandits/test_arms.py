@@ -235,3 +235,11 @@ def test_a_wrong_parameter_is_named(algorithm, params, field):
         arms.make(algorithm, params)
     assert error.value.field == field
     assert str(error.value).startswith(f"{field}: ")
+
+
+@EVERY
+def test_scores_are_numbers_before_anything_is_learned(name):
+    p = policy(name)
+    draw = p.draw(p.empty(K), np.ones(K, bool), K, np.random.default_rng(0), arms.EXPLORE, 0)
+    assert np.isfinite(draw.scores).all()
+    assert sorted(draw.arms.tolist()) == list(range(K))

@@ -155,7 +155,7 @@ def divergence(x, z):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_regret_identity_holds_for_classic(seed):
-    """sum <x_t - y, l_t> <= borrowed D(y, x_0) + sum sigma_t D(x_t, z_t); z_t has the dual of x_t plus l_t / sigma_t."""
+    """sum <x_t - y, l_t> <= borrowed D(y, x_0) + sum sigma_t D(x_t, z_t), z_t at the dual of x_t plus l_t / sigma_t."""
     rng = np.random.default_rng(seed)
     policy = arms.make("banker", {"rule": "classic", "rho": float(rng.choice([0.0, 0.3, 1.0]))})
     states, status = policy.empty(K)[None, :].copy(), np.zeros(1, np.uint8)
