@@ -254,15 +254,40 @@ def shown(name: str, value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
+PAGE = """# Settings
+
+This page is what `croupier settings --markdown` prints; a test compares them.
+
+A server takes its settings from a TOML file (`croupier serve --config FILE`, or the variable `CROUPIER_CONFIG`), from
+the environment, and from flags; the later one wins. `shards` is the key of the file, `CROUPIER_SHARDS` the variable and
+`--shards` the flag. A value that cannot be, or a key in the file that is no setting, stops the start with a sentence
+(exit status 2).
+
+```toml
+# croupier.toml
+host = "0.0.0.0"
+workers = 4
+data = "/var/lib/croupier"
+api_keys = ["web:recommend+feedback:sha256=...", "ops:admin:sha256=..."]
+```
+
+`croupier settings --new-key web:recommend+feedback` makes a key and the line that goes into the file. The file then
+holds only the key's SHA-256; that is enough, because keys are 256 random bits and there is nothing to guess. A key may
+also stand there in plain text, of at least 16 characters. Flags show in the list of processes: put keys into the file
+or the environment.
+
+"""
+
+
 def markdown() -> str:
-    """The table of all settings, for the documentation."""
+    """The page of the documentation: how settings are given, and all of them."""
     lines = ["| setting | type | default | unit | allowed | what it does |", "|---|---|---|---|---|---|"]
     for name in NAMES:
         about = ABOUT[name]
         allowed = ", ".join(about.choices) or about.range
         default = shown(name, DEFAULTS[name])
         lines.append(f"| `{name}` | {type_name(name)} | {default} | {about.unit} | {allowed} | {about.help} |")
-    return "\n".join(lines) + "\n"
+    return PAGE + "\n".join(lines) + "\n"
 
 
 def environment() -> Mapping[str, str]:

@@ -8,7 +8,7 @@ from server.settings import ABOUT, DEFAULTS, NAMES, PREFIX, flag, markdown, show
 
 
 @click.command()
-@click.option("--markdown", "as_markdown", is_flag=True, help="The table of the documentation.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="The page of the documentation.")
 @click.option(
     "--new-key", metavar="NAME:ROLES", help="Make an API key; roles are recommend, feedback, admin, joined by +."
 )

@@ -75,11 +75,11 @@ def test_get_shows_a_definition_that_put_takes(client: TestClient) -> None:
 
 
 def test_patch_changes_what_it_names_and_null_is_a_value(client: TestClient) -> None:
-    client.put("/v1/policies/p", json=BANKER)
+    client.put("/v1/policies/p", json={**BANKER, "reward": {"window": "1h", "max": 5}})
     assert client.patch("/v1/policies/p", json={"c": 3, "reward": {"default": None}}).status_code == 200
     definition = client.get("/v1/policies/p").json()["definition"]
     assert definition["c"] == 3
-    assert definition["reward"] == {"window": "30m", "default": None, "aggregation": "first", "min": -1e6, "max": 1e6}
+    assert definition["reward"] == {"window": "1h", "default": None, "aggregation": "first", "min": -1e6, "max": 5.0}
 
 
 def test_a_default_of_none_may_be_spelled_as_a_word(client: TestClient) -> None:

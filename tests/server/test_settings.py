@@ -98,6 +98,11 @@ def test_keys_come_from_a_list_or_a_text_and_are_never_shown(tmp_path: Path) -> 
         assert "0123" not in str(caught.value)
 
 
+def test_the_page_in_the_documentation_is_what_the_command_prints() -> None:
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text() == markdown(), "croupier settings --markdown > docs/settings.md"
+
+
 def test_the_table_has_every_setting_with_its_default() -> None:
     table = markdown()
     for name in NAMES:
