@@ -127,7 +127,7 @@ class Probe:
         body = msgspec.json.encode({"decision_id": decision_id, "item": "probe", "reward": 1})
         try:
             answer = await self.connections[0].request("POST", "/v1/feedback", body)
-        except Lost:
+        except (Lost, asyncio.CancelledError):
             self.ledger.uncertain["applied"] += 1
             raise
         acknowledged = time.monotonic()

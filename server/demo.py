@@ -167,7 +167,7 @@ class Show:
         for crowd in self.crowds:
             now = crowd.ledger.rates(last=RECENT)
             if now.shown:
-                self.history.setdefault(crowd.world.policy, deque(maxlen=40)).append(times(now))
+                self.history.setdefault(crowd.world.policy, deque(maxlen=24)).append(times(now))
 
     def fresh_ms(self) -> float | None:
         """The median of the latest freshness measurements."""
@@ -180,7 +180,7 @@ class Show:
 
     def state(self) -> str:
         fresh = self.fresh_ms()
-        seen = "" if fresh is None else f"; a reward shows in the next choice {fresh:.0f} ms after it was acknowledged"
+        seen = "" if fresh is None else f"; a reward shows in the next choice after {fresh:.0f} ms"
         return f"{self.clock()}{seen}"
 
     def line(self) -> str:
@@ -197,9 +197,10 @@ class Show:
 
     def table(self) -> Group:
         """All of it as a picture."""
-        table = Table(box=None, padding=(0, 2), title_justify="left")
-        for name in ("policy", "decisions", "clicks now", "random", "best possible", "x random", "since the start"):
-            table.add_column(name, justify="left" if name in ("policy", "since the start") else "right")
+        table = Table(box=None, padding=(0, 1))
+        for name in ("policy", "decisions", "clicks", "random", "best", "x random", "since the start"):
+            left = name in ("policy", "since the start")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
         for crowd in self.crowds:
             name, now = crowd.world.policy, crowd.ledger.rates(last=RECENT)
             if not now.shown:
@@ -315,7 +316,8 @@ def _farewell(console: Console, show: Show, status: int | None) -> int:
             )
     report = books(show)
     counts = ", ".join(f"{line.server:,} {line.outcome}" for line in report.books if line.outcome != "all")
-    say(f"  rewards    {counts}: " + ("as sent, each once" if report.balanced else "NOT what the users sent"))
+    wrong = [f"{line.low:,} to {line.high:,} {line.outcome}" for line in report.books if not line.agrees]
+    say(f"  rewards    {counts}: " + (f"NOT as sent ({', '.join(wrong)})" if wrong else "as sent, each once"))
     fresh = report.freshness.to_dict()["acknowledged_to_visible_ms"] if report.freshness else {}
     if fresh:
         say(f"  freshness  acknowledged to visible in {fresh['p50']:.0f} ms (median), {fresh['max']:.0f} ms at most")

@@ -154,6 +154,19 @@ async def test_a_reward_that_never_shows_is_told(tiny: Tiny) -> None:
     assert probe.found.never == 1
 
 
+async def test_a_probe_that_is_cancelled_leaves_its_reward_in_doubt(tiny: Tiny) -> None:
+    probe = Probe(tiny.url, connections=1)
+    await probe.set_up()
+    tiny.pause_s = 0.2
+    measuring = asyncio.create_task(probe.measure())
+    while not tiny.requests["/v1/feedback"]:
+        await asyncio.sleep(0.01)
+    measuring.cancel()
+    await asyncio.wait([measuring])
+    probe.close()
+    assert probe.ledger.uncertain == {"applied": 1}
+
+
 async def test_set_up_waits_for_a_server_that_is_just_starting(tiny: Tiny) -> None:
     tiny.refuse["/v1/policies/headlines"] = 3
     await set_up(tiny.url, world())
