@@ -17,9 +17,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from bandits.diag_linucb import DiagError
 from bandits.graph import Graph, GraphError
-from server import errors, metrics, views
+from server import errors, metrics
 from server.engine import ControlResult
 from server.inspect import arms_page
 from server.replica import Replica
@@ -48,7 +47,6 @@ from streaming.control import (
     ItemPut,
     KeyAdd,
     Policy,
-    PolicyPut,
     from_json,
     to_json,
 )
@@ -231,13 +229,11 @@ class Agent:
         except ControlError as error:
             raise errors.refused_control(error.field, str(error)) from None
         try:
-            if isinstance(record, PolicyPut) and record.spec.is_diag:
-                views.serving_parameters(record.spec.diag())
             if isinstance(record, GraphPut):
                 self._check_graph(record, policy)
             if isinstance(record, ItemPut):
                 self._check_item(record, policy)
-        except (DiagError, GraphError) as error:
+        except GraphError as error:
             raise errors.invalid(error.field, f"{error}.") from None
         except NotFound:
             raise errors.invalid("graph", "The graph was not stored before the record that names it.") from None

@@ -2,7 +2,7 @@
 
 Over HTTP a definition is flat: the algorithm, its parameters, `arms`, `max_segments` and `reward` in one object.
 There is one struct for each algorithm, made from the parameters that its class has (`bandits.arms`, or
-`control.DiagParameters`), so a new parameter appears here by itself; `ABOUT` only describes them.
+`bandits.diag_linucb.DiagParameters`), so a new parameter appears here by itself; `ABOUT` only describes them.
 """
 
 import re
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from bandits import arms as arm_policies
+from bandits.diag_linucb import DiagParameters
 from server import errors
 from server.bodies import field_problem
 from server.schemas import TEXT_MAX, GraphInfo, ItemId
@@ -33,7 +34,7 @@ ABOUT: dict[str, tuple[str, Any]] = {
     "alpha": ("Width of the confidence bound: more explores more.", None),
     "mode": ("explore (upper bound), exploit (mean) or thompson (a draw).", Literal["explore", "exploit", "thompson"]),
     "explore_share": ("Share of requests that explore; the rest exploit.", None),
-    "randomize_top": ("Draw the slate uniformly from the best n; 0: off.", None),
+    "randomize_top": ("Draw the slate uniformly from the best n; 1: off.", None),
     "fresh": ("Items never shown: first, or by their prior.", Literal["first", "prior"]),
     "fresh_share": ("Most of a slate that fresh items may take.", None),
     "prior": ("Ridge prior of an edge, in plays.", None),
@@ -96,12 +97,11 @@ class PolicyList(msgspec.Struct, frozen=True):
 def _defaults(algorithm: str) -> dict[str, tuple[Any, Any]]:
     """Parameter -> (type, default) of an algorithm, as its class has them."""
     if algorithm == control.DIAG_LINUCB:
-        found = {f.name: (f.type, f.default) for f in msgspec.structs.fields(control.DiagParameters)}
-        found["half_life"] = found.pop("half_life_s")
-        return found
-    kind: Any = type(arm_policies.make(algorithm, {}))
+        kind: Any = DiagParameters
+    else:
+        kind = type(arm_policies.make(algorithm, {}))
     hints = get_type_hints(kind)
-    return {f.name: (hints[f.name], f.default) for f in dataclass_fields(kind)}
+    return {f.name.removesuffix("_s"): (hints[f.name], f.default) for f in dataclass_fields(kind)}
 
 
 def _struct(algorithm: str) -> type[msgspec.Struct]:
@@ -170,7 +170,8 @@ def duration_text(ms: int) -> str:
 def check_name(name: str) -> None:
     if not POLICY_NAME.fullmatch(name):
         raise errors.invalid(
-            "policy", "A policy's name has 1 to 100 letters, digits, dots, dashes and underscores, no dash or dot first."
+            "policy",
+            "A policy's name has 1 to 100 letters, digits, dots, dashes and underscores, no dash or dot first.",
         )
 
 
@@ -218,12 +219,11 @@ def _check_arms(arms: list[str]) -> None:
 
 def definition(spec: control.PolicySpec) -> dict[str, Any]:
     """What PUT would take to make this spec, every default filled in."""
+    policy: Any = spec.diag() if spec.is_diag else spec.arm_policy()
+    parameters = asdict(policy)
     if spec.is_diag:
-        parameters = msgspec.structs.asdict(spec.diag())
         seconds = parameters.pop("half_life_s")
         parameters["half_life"] = None if seconds is None else duration_text(round(seconds * 1000))
-    else:
-        parameters = asdict(spec.arm_policy())  # type: ignore[call-overload]
     reward = msgspec.structs.asdict(spec.reward)
     reward = {"window": duration_text(reward.pop("window_ms")), **reward}
     return {"algorithm": spec.algorithm, **parameters, "max_segments": spec.max_segments, "reward": reward}

@@ -22,7 +22,6 @@ from server.engine import PolicyInfo
 from server.schemas import Item, ItemInfo, RecommendRequest, User
 from server.shared import arrays_in, map_file
 from streaming import events
-from streaming.control import DiagParameters
 from streaming.shards import segments_of_shard, shard_of_bank, shard_of_item
 from streaming.token import AGGREGATIONS, ARMS, DIAG, MODES, Context, segment_key
 
@@ -105,13 +104,6 @@ class View:
         raise NotImplementedError
 
 
-def serving_parameters(parameters: DiagParameters) -> diag_linucb.DiagParameters:
-    """The kernel's hyper-parameters of a policy's; raises DiagError naming one that is out of the kernel's range."""
-    values = msgspec.structs.asdict(parameters)
-    values["randomize_top"] = max(1, values["randomize_top"])  # 0 means off, as 1 does
-    return diag_linucb.DiagParameters(**values)
-
-
 class DiagView(View):
     """A Diag-LinUCB policy with a graph."""
 
@@ -120,7 +112,7 @@ class DiagView(View):
         a = arrays
         n = len(a["numbers"])
         self.serving = Serving(
-            a["indptr"], a["items"], a["pairs"], n, serving_parameters(entry.spec.diag()), a["centroids"], a["paused"]
+            a["indptr"], a["items"], a["pairs"], n, entry.spec.diag(), a["centroids"], a["paused"]
         )
         self.numbers = a["numbers"]
         self._available = n - int(np.count_nonzero(a["paused"]))
@@ -148,8 +140,10 @@ class DiagView(View):
 
     def _context(self, user: User) -> diag_linucb.Context:
         if user.embedding is not None:
+            with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
+                vector = np.array(user.embedding, np.float32)
             try:
-                return self.serving.nearest(user.embedding)
+                return self.serving.nearest(vector)
             except DiagError as error:
                 raise errors.invalid("user.embedding", f"user.embedding {error.sentence}.") from None
         if user.clusters is None:

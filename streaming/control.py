@@ -5,11 +5,13 @@ partition holds its copy (the pointer), so the position of effect is part of tha
 creates carries n as its number; numbers are never used twice, so a token of a policy that is gone stays gone.
 """
 
+import dataclasses
 from typing import Any
 
 import msgspec
 
 from bandits import arms as arm_policies
+from bandits.diag_linucb import DiagError, DiagParameters
 
 DIAG_LINUCB = "diag-linucb"
 ALGORITHMS = (DIAG_LINUCB, "banker", "thompson-beta", "thompson-normal", "ucb1", "epsilon-greedy", "exp3", "ftrl")
@@ -35,21 +37,6 @@ class RewardContract(msgspec.Struct, frozen=True):
     max: float = 1e6
 
 
-class DiagParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters of Diag-LinUCB; `bandits.diag_linucb` says what each does. `half_life_s` None: it never forgets."""
-
-    clusters_per_user: int = 10
-    alpha: float = 1.0
-    mode: str = "explore"
-    explore_share: float = 1.0
-    randomize_top: int = 0
-    fresh: str = "first"
-    fresh_share: float = 1.0
-    prior: float = 1.0
-    temperature: float = 1.0
-    half_life_s: float | None = None
-
-
 class PolicySpec(msgspec.Struct, frozen=True):
     """How a policy chooses and learns. `parameters` are the algorithm's own, each with its default where left out."""
 
@@ -63,8 +50,12 @@ class PolicySpec(msgspec.Struct, frozen=True):
         return self.algorithm == DIAG_LINUCB
 
     def diag(self) -> DiagParameters:
-        """The parameters of a Diag-LinUCB policy, complete."""
-        return msgspec.convert(self.parameters, DiagParameters)
+        """The parameters of a Diag-LinUCB policy, complete; raises DiagError naming the parameter."""
+        known = {field.name for field in dataclasses.fields(DiagParameters)}
+        for name in self.parameters:
+            if name not in known:
+                raise DiagError(name, f"is no parameter of {DIAG_LINUCB}")
+        return DiagParameters(**self.parameters)
 
     def arm_policy(self) -> arm_policies.ArmPolicy:
         """The K-armed policy; raises bandits.arms.ParameterError naming the parameter."""
@@ -322,37 +313,12 @@ def check_spec(spec: PolicySpec) -> None:
         raise ControlError("reward.default", "the default must lie between min and max")
     if not 1 <= spec.max_segments <= 1_000_000:
         raise ControlError("max_segments", "must be 1 to 1,000,000")
-    if spec.is_diag:
-        _check_diag(spec)
-        return
     try:
-        policy = spec.arm_policy()
-    except arm_policies.ParameterError as error:
-        raise ControlError(error.field, str(error)) from None
+        policy = spec.diag() if spec.is_diag else spec.arm_policy()
+    except (DiagError, arm_policies.ParameterError) as error:
+        raise ControlError(error.field.removesuffix("_s"), str(error)) from None
     if getattr(policy, "rule", None) == "classic" and reward.aggregation != "first":
         raise ControlError(
             "reward.aggregation",
             "rule classic returns a round's money once, with its first answer: use aggregation first, or rule reserve",
         )
-
-
-def _check_diag(spec: PolicySpec) -> None:
-    try:
-        p = spec.diag()
-    except msgspec.ValidationError as error:
-        raise ControlError("parameters", str(error)) from None
-    bounds = (
-        ("clusters_per_user", 1 <= p.clusters_per_user <= 255, "1 to 255"),
-        ("alpha", 0 <= p.alpha <= 1e9, "0 to 1e9"),
-        ("mode", p.mode in ("explore", "exploit", "thompson"), "explore, exploit or thompson"),
-        ("explore_share", 0 <= p.explore_share <= 1, "0 to 1"),
-        ("randomize_top", 0 <= p.randomize_top <= 10_000, "0 to 10,000"),
-        ("fresh", p.fresh in ("first", "prior"), "first or prior"),
-        ("fresh_share", 0 <= p.fresh_share <= 1, "0 to 1"),
-        ("prior", 0 < p.prior <= 1e9, "above 0, at most 1e9"),
-        ("temperature", 0 < p.temperature <= 1e9, "above 0, at most 1e9"),
-        ("half_life", p.half_life_s is None or 1 <= p.half_life_s <= 1e10, "null, or at least 1 s"),
-    )
-    for field, good, allowed in bounds:
-        if not good:
-            raise ControlError(field, f"must be {allowed}")
