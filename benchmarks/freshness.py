@@ -1,7 +1,7 @@
 """How soon an acknowledged reward is in every worker's next choice: `python -m benchmarks.freshness [--quick]`.
 
 While 2,000 recommends and 2,000 rewards a second go in (open loop, Poisson arrivals, single requests), a probe sends
-rewards of its own and asks on several connections until all of them show it; how it measures stands in
+rewards of its own and asks every worker, on one connection each, until all show it; how it measures stands in
 `loadtest.probe`. The load's own latencies are given too: a freshness bought with slow answers would be none.
 """
 
@@ -25,14 +25,29 @@ BAR_MS = 100.0
 RATE = 2000.0
 
 
+async def one_connection_a_worker(server: ServerProcess, workers: int) -> Probe:
+    """A probe that asks every worker on one connection, and no worker twice.
+
+    The kernel decides which worker gets a connection, so many are made, and /proc tells whose each is.
+    """
+    for connections in (8 * workers, 32 * workers, 64 * workers):
+        probe = Probe(server.url, connections=connections, poll_s=0.002)
+        await probe.set_up()
+        by_worker = {server.pid_of(c.local_port): c for c in probe.connections if c.local_port}
+        if len(by_worker) == workers:
+            probe.keep(list(by_worker.values()))
+            return probe
+        probe.close()
+    raise RuntimeError(f"{connections} connections reached {len(by_worker)} of {workers} workers")
+
+
 async def _run(quick: bool, workers: int, rate: float) -> dict[str, Any]:
     seconds = 10.0 if quick else 60.0
     world = films(Taste.draw(np.random.default_rng(0), items=2000, groups=200, dim=32), k=1, width=100, window_s=600)
     with ServerProcess(["--workers", str(workers)]) as server:
         await server.ready()
         await set_up(server.url, world)
-        probe = Probe(server.url, connections=4 * workers, poll_s=0.003)
-        await probe.set_up()
+        probe = await one_connection_a_worker(server, workers)
         address = Address.of(server.url)
         asks = [
             address.request("POST", "/v1/recommend", b'{"policy":"films","user":%b,"k":1}' % user)

@@ -191,6 +191,14 @@ class Connection:
                 self.close()  # an answer that comes now would be taken for the next request's
             self._waiting = None
 
+    @property
+    def local_port(self) -> int | None:
+        """Our end's port, by which the server's end can be told apart; None when not connected."""
+        if self._wire is None or not self._wire.open:
+            return None
+        port: int = self._wire.transport.get_extra_info("sockname")[1]
+        return port
+
     def close(self) -> None:
         if self._wire is not None:
             self._wire.close()

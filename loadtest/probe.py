@@ -160,6 +160,14 @@ class Probe:
         decision: Any = answer.json()
         return decision["decision_id"], decision["items"][0]["score"]
 
+    def keep(self, connections: list[Connection]) -> None:
+        """Ask on these connections only; the others are closed."""
+        assert connections
+        for connection in self.connections:
+            if connection not in connections:
+                connection.close()
+        self.connections = connections
+
     def close(self) -> None:
         for connection in self.connections:
             connection.close()

@@ -149,6 +149,22 @@ class ServerProcess:
                     found.append(int(entry))
         return sorted(found, key=lambda pid: (pid != leader, pid))
 
+    def pid_of(self, client_port: int) -> int | None:
+        """The server process that holds the connection from this port of ours: which worker a client talks to."""
+        inode = None
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            columns = line.split()
+            local, remote = (int(columns[i].split(":")[1], 16) for i in (1, 2))
+            if (local, remote) == (self.port, client_port):
+                inode = columns[9]
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                for name in os.listdir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        if os.readlink(f"/proc/{pid}/fd/{name}") == f"socket:[{inode}]":
+                            return pid
+        return None
+
     def memory_bytes(self) -> dict[int, int]:
         """Memory of each process that is its own (RSS without shared pages), by pid."""
         own = {}
