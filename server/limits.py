@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from server import errors
 
@@ -64,9 +64,12 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
         raise errors.too_large(limit_bytes)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit_bytes:
-            raise errors.too_large(limit_bytes)
-        chunks.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit_bytes:
+                raise errors.too_large(limit_bytes)
+            chunks.append(chunk)
+    except ClientDisconnect:  # nobody reads this answer, but it is counted
+        raise errors.Problem(400, "Incomplete body", "The connection ended before the body did.") from None
     return b"".join(chunks)

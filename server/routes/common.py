@@ -1,5 +1,6 @@
 """What all routes share: who may call, how a body is read, how an answer is written, how a route is documented."""
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -168,7 +169,7 @@ class Counted:
 def problem_response(problem: errors.Problem, headers: Mapping[str, str] | None = None) -> Response:
     extra = dict(headers or {})
     if problem.retry_after is not None:
-        extra["Retry-After"] = str(max(1, round(problem.retry_after)))
+        extra["Retry-After"] = str(max(1, math.ceil(problem.retry_after)))
     if problem.status == 401:
         extra["WWW-Authenticate"] = "Bearer"
     if problem.status == 413:  # what is still on its way is not worth reading

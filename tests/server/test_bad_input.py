@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from server.app import create_app
 from server.settings import Settings
 from streaming.folder import open_folder
-from tests.server.conftest import BANKER, FILMS, TestClient, client_of
+from tests.server.conftest import BANKER, FILMS, TestClient, client_of, serving
 from tests.server.memory import MemoryEngine
 from tests.server.test_app import small_graph
 
@@ -448,6 +449,20 @@ def test_a_body_too_large_is_refused_also_without_content_length(engine: MemoryE
         assert_problem(client.put("/v1/policies/films/graph", content=b" " * 3001), 413)
         assert_problem(client.put("/v1/policies/films/graph", content=chunks()), 413)
         assert engine.decisions == {}
+
+
+def test_a_body_that_ends_early_is_no_mistake_of_ours(engine: MemoryEngine, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(create_app(Settings(), engine)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = ["POST /v1/recommend HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 99"]
+            connection.sendall("\r\n".join([*head, "", '{"policy":']).encode())
+            time.sleep(0.1)
+        deadline = time.monotonic() + 5
+        while not engine.counted and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert engine.counted == [("/v1/recommend", 400)]
+    assert "failed" not in caplog.text
 
 
 def test_a_batch_is_bounded(engine: MemoryEngine) -> None:

@@ -16,7 +16,7 @@ from bandits.graph import Graph
 from server.app import create_app
 from server.cli import COMMANDS, cli
 from server.settings import NAMES, Settings, flag, markdown
-from tests.server.conftest import BANKER, serving
+from tests.server.conftest import BANKER, TestClient, serving
 from tests.server.memory import MemoryEngine
 from tests.server.test_app import small_graph
 
@@ -187,6 +187,31 @@ def test_a_graph_from_real_ratings(shared_data: Path, tmp_path: Path) -> None:
     assert "318" in graph.ids
     assert len(users) == 610
     assert {len(row) for row in users.values()} == {graph.centroids.shape[1]}
+
+
+def test_a_data_folder_is_examined_replayed_exported_and_imported(tmp_path: Path) -> None:
+    data, copy, file = tmp_path / "data", tmp_path / "copy", tmp_path / "backup"
+    with TestClient(create_app(Settings(data=data, shards=2, flush_ms=1))) as client:
+        client.put("/v1/policies/headlines", json=BANKER).raise_for_status()
+        decision = client.post("/v1/recommend", json={"policy": "headlines"}).json()
+        row = {"decision_id": decision["decision_id"], "item": decision["items"][0]["id"], "reward": 1}
+        client.post("/v1/feedback", json=row).raise_for_status()
+
+    examined = run("doctor", "--data", str(data))
+    assert (examined.exit_code, "in order" in examined.output) == (0, True), examined.output
+    replayed = run("replay", "--data", str(data))
+    assert (replayed.exit_code, "bit for bit" in replayed.output) == (0, True), replayed.output
+    assert run("export", str(file), "--data", str(data)).exit_code == 0
+    assert_fails(run("export", str(file), "--data", str(data)), 1, str(file))
+    assert run("import", str(file), "--data", str(copy), "--shards", "3").exit_code == 0
+    assert_fails(run("import", str(file), "--data", str(copy)), 1, str(copy))
+
+    # What was learned, and the decision that is still open, have come along.
+    with TestClient(create_app(Settings(data=copy, shards=3))) as client:
+        arms = client.get("/v1/policies/headlines/arms").json()["arms"]
+        assert sum(arm["rewards"] for arm in arms) == 1
+        assert client.post("/v1/feedback", json=row).status_code == 202
+    assert run("doctor", "--data", str(tmp_path / "nothing")).exit_code == 1
 
 
 def test_evaluate_bernoulli_on_real_headlines(shared_data: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The OpenAPI document: complete, and nothing that follows it, or nearly, makes a 500."""
 
 import json
+import re
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 from server.app import create_app
 from server.definitions import ABOUT, PARAMETERS
+from server.errors import type_of
 from server.openapi import PROBLEMS
+from server.schemas import RefusalReason
 from server.settings import Settings
 from tests.server.conftest import BANKER, FILMS, serving
 from tests.server.test_app import small_graph
@@ -102,3 +106,28 @@ def test_no_request_makes_a_500(case: Any, url: str) -> None:
         body = json.loads(response.content)
         assert response.headers["content-type"][0] == "application/problem+json", body
         assert body["status"] == response.status_code
+
+
+def test_the_page_of_the_documentation_has_every_endpoint_with_its_role_and_statuses() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    for name, operation in operations():
+        method, path = name.split()
+        (line,) = [line for line in page.splitlines() if f"`{method.upper()} {path}`" in line]
+        if "Role: " in operation["description"]:
+            role = operation["description"].split("Role: ")[1].rstrip(".")
+            assert role in line.split("|")[2], line
+        for status in operation["responses"]:
+            assert status in line or status >= "400", (line, status)
+    for reason in get_args(RefusalReason):
+        assert f"`{reason}`" in page
+
+
+def test_the_page_has_every_type_of_problem() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    for _, problem in PROBLEMS.values():
+        assert f"`{problem.type.rsplit(':', 1)[1]}`" in page
+    sources = [*(Path(__file__).parents[2] / "server").rglob("*.py")]
+    titles = {title for source in sources for title in re.findall(r'Problem\(\s*\d+, "([^"]+)"', source.read_text())}
+    assert len(titles) > 12
+    for title in titles:
+        assert f"`{type_of(title).rsplit(':', 1)[1]}`" in page, title
