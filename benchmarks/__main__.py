@@ -51,7 +51,9 @@ def run(name: str, quick: bool) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all unless given: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and seeds: figures are rougher")
     parser.add_argument("--figures", action="store_true", help="print every figure, not only those with a bar")
