@@ -5,8 +5,7 @@ partition holds its copy (the pointer), so the position of effect is part of tha
 creates carries n as its number; numbers are never used twice, so a token of a policy that is gone stays gone.
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -51,11 +50,15 @@ class PolicySpec(msgspec.Struct, frozen=True):
 
     def diag(self) -> DiagParameters:
         """The parameters of a Diag-LinUCB policy, complete; raises DiagError naming the parameter."""
-        known = {field.name for field in dataclasses.fields(DiagParameters)}
-        for name in self.parameters:
-            if name not in known:
+        types, given = get_type_hints(DiagParameters), {}
+        for name, value in self.parameters.items():
+            if name not in types:
                 raise DiagError(name, f"is no parameter of {DIAG_LINUCB}")
-        return DiagParameters(**self.parameters)
+            try:
+                given[name] = msgspec.convert(value, types[name])
+            except msgspec.ValidationError as error:
+                raise DiagError(name, str(error)) from None
+        return DiagParameters(**given)
 
     def arm_policy(self) -> arm_policies.ArmPolicy:
         """The K-armed policy; raises bandits.arms.ParameterError naming the parameter."""

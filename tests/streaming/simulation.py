@@ -171,7 +171,7 @@ class Simulation:
 
     def _decision(self, worker: int) -> tuple[bytes, set[int], list[bytes]]:
         rng = self.rng
-        name, number, spec = self.policies[int(rng.integers(len(self.policies)))]
+        _, number, spec = self.policies[int(rng.integers(len(self.policies)))]
         stream = self.current[worker]
         seq = self.sequence[stream] = self.sequence.get(stream, -1) + 1
         contract = spec.reward

@@ -165,8 +165,8 @@ def test_a_policy_is_full_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         (PolicySpec("banker", parameters={"rho": -1.0}), "rho"),
         (PolicySpec("banker", parameters={"nonsense": 1}), "nonsense"),
         (PolicySpec("banker", RewardContract(aggregation="sum"), {"rule": "classic"}), "reward.aggregation"),
-        (PolicySpec("diag-linucb", parameters={"nonsense": 1}), "parameters"),
-        (PolicySpec("diag-linucb", parameters={"alpha": "much"}), "parameters"),
+        (PolicySpec("diag-linucb", parameters={"nonsense": 1}), "nonsense"),
+        (PolicySpec("diag-linucb", parameters={"alpha": "much"}), "alpha"),
         *(
             (PolicySpec("diag-linucb", parameters={field: value}), field)
             for field, value in [
@@ -184,7 +184,7 @@ def test_a_policy_is_full_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
                 ("temperature", 0.0),
             ]
         ),
-        (PolicySpec("diag-linucb", parameters={"half_life_s": 0.5}), "half_life"),
+        (PolicySpec("diag-linucb", parameters={"half_life_s": 0.0005}), "half_life"),
         (PolicySpec("diag-linucb", parameters={"half_life_s": float("nan")}), "half_life"),
     ],
 )

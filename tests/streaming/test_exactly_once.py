@@ -39,7 +39,6 @@ def check_against_twin(simulation: Simulation, shard: int, state: State) -> None
 
     control = ControlState.decode(state["control"].tobytes())
     for policy in control.policies.values():
-        number = policy.number
         if policy.spec.is_diag:
             check_edges(simulation, shard, state, twin, policy)
         elif policy.spec.algorithm == "thompson-beta":
