@@ -23,6 +23,7 @@ from server.launch import ServerProcess
 
 BAR_MS = 100.0
 RATE = 2000.0
+CALLERS = 128  # connections that send rewards: each waits for a durable append, and appends are shared
 
 
 async def one_connection_a_worker(server: ServerProcess, workers: int) -> Probe:
@@ -80,7 +81,7 @@ async def _run(quick: bool, workers: int, rate: float) -> dict[str, Any]:
                 seed=1,
                 on_answer=keep,
             ),
-            drive(server.url, reward, rate=rate, seconds=seconds + 1, connections=16, seed=2),
+            drive(server.url, reward, rate=rate, seconds=seconds + 1, connections=CALLERS, seed=2),
         )
         await asyncio.sleep(0.5)
         found = await probe.run(seconds, every_s=0.1)
