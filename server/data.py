@@ -56,9 +56,11 @@ def take(data: Path) -> int:
 def prepare(data: Path, shards: int) -> str:
     """Makes log and store where there are none, checks that they belong together; the store's id.
 
+    `shards` 0 takes the number that the folder has, 1 for a new one.
     Everything is closed again, so that it can be followed by a fork. Raises StreamingError.
     """
-    parts = open_parts(data, shards, write=True)
+    new = not (data / LOG).exists()
+    parts = open_parts(data, shards or (1 if new else None), write=True)
     try:
         manifest = parts.store.manifest()
         if manifest is None:

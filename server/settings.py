@@ -72,7 +72,10 @@ class Settings:
         None, "Folder of sockets and shared memory. Default: /dev/shm/croupier-ID, or DATA/run where that is too small."
     )
     shards: int = setting(
-        4, "Shards the parameters are split into. Fixed when the data folder is made.", low=1, high=1024
+        0,
+        "Shards the parameters are split into, fixed when the data folder is made. 0: what it has; 1 if it is new.",
+        low=0,
+        high=1024,
     )
     flush_ms: float = setting(
         10.0, "Decisions wait this long for their durable batch: what a killed worker may lose.", "ms", 0, 10_000

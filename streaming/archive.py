@@ -126,7 +126,7 @@ class ImportReport:
     def lines(self) -> list[str]:
         return [
             f"{self.data}: {self.shards} shards, {len(self.policies)} policies ({', '.join(self.policies) or 'none'})",
-            f"Start it: croupier serve --data {self.data} --shards {self.shards}",
+            f"Start it: croupier serve --data {self.data}",
         ]
 
 
