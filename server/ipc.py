@@ -1,6 +1,6 @@
 """The unix socket between the workers and their agent.
 
-    frame   length of the body u32 | kind u8 | three zeros | number u32, then the body
+    frame   length of the body u32 | kind u8 | three zeros | number u64, then the body
 
     worker -> agent   DECISIONS  a batch (server.outbox)                    -> CONFIRMED with its number
                       REWARDS    a batch                                    -> DONE or PROBLEM with its number
@@ -28,7 +28,7 @@ from server.errors import Problem
 from server.outbox import Outbox, unpack
 
 log = logging.getLogger(__name__)
-HEAD = struct.Struct("<IB3xI")
+HEAD = struct.Struct("<IB3xQ")
 DECISIONS, REWARDS, CALL, CONFIRMED, DONE, PROBLEM = range(1, 7)
 RECONNECT_S = 0.02
 _AWAY = "The agent, which writes the event log, is away; it is being started again."
@@ -205,10 +205,10 @@ class SocketChannel:
 
     def send(self, number: int, batch: bytes) -> bool:
         """See `Channel.send`."""
-        return self._connection is not None and self._connection.send(DECISIONS, number & 0xFFFFFFFF, batch)
+        return self._connection is not None and self._connection.send(DECISIONS, number, batch)
 
     async def _ask(self, kind: int, body: bytes) -> bytes:
-        self._number = (self._number + 1) & 0xFFFFFFFF
+        self._number += 1
         number = self._number
         if self._connection is None or not self._connection.send(kind, number, body):
             raise errors.unavailable(_AWAY)

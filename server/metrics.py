@@ -14,7 +14,8 @@
 | `croupier_replica_staleness_seconds` | shard | age of the newest applied commit's log time; 0 when nothing waits |
 | `croupier_replica_reloads_total` | | the agent's process |
 | `croupier_log_bytes`, `croupier_store_bytes` | | files |
-| `croupier_banks`, `croupier_bank_balance`, `croupier_bank_borrowed` | policy | store: banks; sums of V, of borrowed (classic) |
+| `croupier_banks` | policy | store |
+| `croupier_bank_balance`, `croupier_bank_borrowed` | policy | sums over banks: of V; of what classic ones borrowed |
 | `croupier_arms_entropy` | policy | nats: of the banks' chances (mean), or of the plays of a graph's items |
 | `croupier_distinct_items_shown` | policy | items with at least one play |
 | `croupier_restarts_total` | process | supervisor |

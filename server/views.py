@@ -111,9 +111,7 @@ class DiagView(View):
         super().__init__(entry, arrays, shards)
         a = arrays
         n = len(a["numbers"])
-        self.serving = Serving(
-            a["indptr"], a["items"], a["pairs"], n, entry.spec.diag(), a["centroids"], a["paused"]
-        )
+        self.serving = Serving(a["indptr"], a["items"], a["pairs"], n, entry.spec.diag(), a["centroids"], a["paused"])
         self.numbers = a["numbers"]
         self._available = n - int(np.count_nonzero(a["paused"]))
         self.ids: list[str] = before.ids if before is not None else msgspec.json.decode(a["ids"].tobytes())

@@ -50,7 +50,12 @@ def warm_up() -> None:
         views = Views(host, host.row(0), folder)
         sent: list[bytes] = []
         outbox = Outbox(host.row(0), 0.0, lambda _seconds, _call: None)
-        outbox.send = lambda _number, batch: sent.append(batch) is None
+
+        def send(_number: int, batch: bytes) -> bool:
+            sent.append(batch)
+            return True
+
+        outbox.send = send
         recommender = Recommender(views, outbox, host.row(0))
         queries = (
             RecommendRequest("diag", User(embedding=[1.0, 0.0]), k=1),

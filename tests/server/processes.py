@@ -1,4 +1,4 @@
-"""Real servers for tests: `croupier serve` as a child, its children by name, and load with a record of what was said."""
+"""Real servers for tests: `croupier serve` as a child, its children by name, and load that notes what was said."""
 
 import asyncio
 import os

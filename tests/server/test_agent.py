@@ -263,7 +263,6 @@ def test_what_control_refuses_changes_nothing(parts: Parts) -> None:
         (GraphPut("films", "00" * 32), None, 422),
         (GraphPut("films", broken), None, 422),
         (GraphPut("films", other, keeps_clusters=True), None, 422),
-        (PolicyPut("new", PolicySpec(DIAG_LINUCB, parameters={"clusters_per_user": 200})), None, 422),
         (ItemPut("h", "c"), 1, 409),
         (ItemPut("gone", "c"), 1, 409),
     ]

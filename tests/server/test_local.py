@@ -112,7 +112,7 @@ async def test_a_full_disk_refuses_feedback_and_goes_on_recommending(tmp_path: P
         log = engine.channel._agent.log  # type: ignore[attr-defined]
         real = log.append
 
-        def full(batches: object) -> None:
+        def full(_batches: object) -> None:
             from streaming.errors import LogUnavailable
 
             raise LogUnavailable("the disk is full")
@@ -158,15 +158,11 @@ async def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(LogCorrupt, match=r"log\.sqlite"):
         async with local_engine(Settings(data=tmp_path / "two")):
             pass
+    (tmp_path / "three").mkdir()
+    open_parts(tmp_path / "three", 2, write=True).close()
     with pytest.raises(LayoutMismatch, match="shards"):
-        (tmp_path / "three").mkdir()
-        open_log_with(tmp_path / "three", 2)
         async with local_engine(Settings(data=tmp_path / "three", shards=4)):
             pass
-
-
-def open_log_with(data: Path, shards: int) -> None:
-    open_parts(data, shards, write=True).close()
 
 
 async def test_nothing_is_left_in_memory(tmp_path: Path) -> None:

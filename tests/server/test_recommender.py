@@ -238,7 +238,7 @@ def test_a_worker_without_a_catalog_is_not_ready(tmp_path: Path) -> None:
     assert caught.value.status == 503
 
 
-# -------------------------------------------------------------------------------------------------------------- feedback
+# -------------------------------------------------------------------------------- feedback
 
 
 def altered(text: str) -> str:
@@ -249,8 +249,8 @@ def altered(text: str) -> str:
     ("row", "reason", "field"),
     [
         (lambda d: FeedbackRow(altered(d), "a", 1.0), "bad-token", "decision_id"),
-        (lambda d: FeedbackRow("", "a", 1.0), "bad-token", "decision_id"),
-        (lambda d: FeedbackRow("nonsense", "a", 1.0), "bad-token", "decision_id"),
+        (lambda _: FeedbackRow("", "a", 1.0), "bad-token", "decision_id"),
+        (lambda _: FeedbackRow("nonsense", "a", 1.0), "bad-token", "decision_id"),
         (lambda d: FeedbackRow(d, "no such", 1.0), "unknown-item", "item"),
         (lambda d: FeedbackRow(d, "a", 2e300), "out-of-range", "reward"),
         (lambda d: FeedbackRow(d, "a", float("nan")), "out-of-range", "reward"),

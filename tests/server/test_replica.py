@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_pairs_are_the_shards_edges(tmp_path: Path, shards: int) -> None:
 
 def test_a_change_of_prior_rewrites_the_pairs_in_place(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    host.diag("films", random_graph())
+    host.diag("films", random_graph(), prior=1.0)
     play(host, "films", 10)
     host.follow()
     path = host.views.by_name["films"].entry.path
@@ -85,7 +86,7 @@ def test_a_change_of_prior_rewrites_the_pairs_in_place(tmp_path: Path) -> None:
 
 def test_forgetting_fades_pairs_without_any_commit(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    host.diag("films", random_graph(), half_life_s=10.0)
+    host.diag("films", random_graph(), half_life_s=10.0, prior=1.0)
     start_ms = host.now_ms
     play(host, "films", 10)
     host.follow()
@@ -115,7 +116,7 @@ def test_a_policy_is_shown_when_all_shards_show_it(tmp_path: Path) -> None:
 
 def test_half_a_change_leaves_the_former_graph_in_use(tmp_path: Path) -> None:
     host = Host(tmp_path, shards=2)
-    host.diag("films", random_graph(0))
+    host.diag("films", random_graph(0), prior=1.0)
     play(host, "films", 10)
     host.follow()
     before = host.views.by_name["films"].arrays["pairs"].copy()
@@ -191,7 +192,7 @@ def test_a_new_arm_makes_a_new_table(tmp_path: Path) -> None:
 
 def test_a_broken_chain_reloads_the_shard(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    host.diag("films", random_graph())
+    host.diag("films", random_graph(), prior=1.0)
     play(host, "films", 10)
     host.outbox.flush()
     host.learn()
@@ -242,7 +243,7 @@ def test_ids_stand_in_the_file_as_json(tmp_path: Path) -> None:
     host.diag("films", graph)
     arrays = host.views.by_name["films"].arrays
     text, at = arrays["ids"].tobytes(), arrays["ids_at"]
-    assert [msgspec.json.decode(text[a : b - 1]) for a, b in zip(at, at[1:], strict=False)] == list(graph.ids)
+    assert [msgspec.json.decode(text[a : b - 1]) for a, b in pairwise(at)] == list(graph.ids)
 
 
 def test_a_full_memory_folder_falls_back_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
