@@ -7,7 +7,8 @@ the catalog names; how big tables become does not matter here.
                   numbers u32[N]   paused u8[N]   shards u16[N]: by item index
                   ids u8[bytes]: the items' ids as one JSON array; ids_at i64[N+1]: where each id stands in it, quoted,
                   up to the comma after it
-    arms          keys u64[P, R]   states f64[P, R, S]   locks u64[P, R]   used u64[P]: P shards, up to R banks in each
+    arms          keys u64[P, R]   states f64[P, R, 2, S] and versions u64[P, R] (server.rows)   used u64[P]:
+                  P shards, up to R banks in each
 """
 
 import msgspec

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bandits import kernels
 from bandits.graph import Graph, by_item
-from server import seqlock
+from server import rows as shared_rows
 from server.catalog import Entry
 from server.schemas import GraphInfo
 from server.shared import RunFolder, arrays_in, lay_out
@@ -148,8 +148,8 @@ class ArmsTable(Table):
         shards = len(states)
         arrays = {
             "keys": ("<u8", (shards, room)),
-            "states": ("<f8", (shards, room, columns)),
-            "locks": ("<u8", (shards, room)),
+            "states": ("<f8", (shards, room, 2, columns)),
+            "versions": ("<u8", (shards, room)),
             "used": ("<u8", (shards,)),
         }
         super().__init__(folder, policy, arrays)
@@ -158,7 +158,7 @@ class ArmsTable(Table):
         self.update(policy, states)
 
     def fits(self, policy: Policy, states: Sequence[State]) -> bool:
-        _, room, columns = self.arrays["states"].shape
+        _, room, _, columns = self.arrays["states"].shape
         return all(
             len(state[f"bank_keys/{policy.number}"]) <= room and state[f"banks/{policy.number}"].shape[1] == columns
             for state in states
@@ -176,7 +176,7 @@ class ArmsTable(Table):
         if dirty is ALL_ROWS:
             dirty = np.arange(len(banks))
         a = self.arrays
-        seqlock.write_rows(a["states"][shard], a["locks"][shard], dirty, banks[dirty])
+        shared_rows.write_rows(a["states"][shard], a["versions"][shard], dirty, banks[dirty])
         used = int(a["used"][shard])
         if len(keys) > used:  # the row is there before its key, its key before the count: a reader looks from the end
             a["keys"][shard, used : len(keys)] = keys[used:]

@@ -1,7 +1,7 @@
 """What one worker sees of the replica: a view per policy over the mapped arrays, and how each kind decides.
 
 A view is made when the catalog changes and serves one thread. It reads what the agent writes meanwhile: pairs one
-8-byte word at a time, banks by their seqlock (`server.shared`, `server.seqlock`).
+8-byte word at a time, banks by their versions (`server.rows`).
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from bandits import diag_linucb
 from bandits.arms import EXPLOIT
 from bandits.diag_linucb import DiagError, Serving
 from bandits.graph import Graph
-from server import errors, seqlock
+from server import errors
 from server.catalog import Entry
 from server.engine import PolicyInfo
+from server.rows import address, read_row
 from server.schemas import Item, ItemInfo, RecommendRequest, User
 from server.shared import arrays_in, map_file
 from streaming import events
@@ -269,9 +270,9 @@ class ArmsView(View):
         self._shared = shard_of_bank(entry.number, 0, shards)
         self._empty = self.policy.empty(n)
         self._state = np.empty_like(self._empty)
-        states, locks = arrays["states"], arrays["locks"]
-        assert states.shape[2] == len(self._empty), "the catalog's arms are the banks'"
-        self._places = [(seqlock.address(states[s]), seqlock.address(locks[s])) for s in range(shards)]
+        states, versions = arrays["states"], arrays["versions"]
+        assert states.shape[3] == len(self._empty), "the catalog's arms are the banks'"
+        self._places = [(address(states[s]), address(versions[s])) for s in range(shards)]
 
     @property
     def available(self) -> int:
@@ -299,8 +300,8 @@ class ArmsView(View):
         return rows.get(key)
 
     def _read(self, shard: int, row: int) -> None:
-        if not seqlock.read_row(*self._places[shard], row, self._state):
-            raise errors.not_ready()  # the agent died inside this row; the next one writes the table anew
+        whole = read_row(*self._places[shard], row, self._state)
+        assert whole, "no row is rewritten a thousand times while it is read as often"
 
     def state_of(self, segment: str) -> tuple[NDArray[np.float64], int, int, bytes | None]:
         """(state, bank key, shard, the event that names a new bank) to draw from for a segment."""

@@ -1,8 +1,9 @@
-"""Rows that one process writes and others read, none of them waiting: a lock word per row (a seqlock).
+"""Rows that one process writes and others read, none of them ever waiting for another.
 
-The writer makes the word odd, writes the row, makes it even again. A reader copies the row between two looks at the
-word, and does it again when the word was odd or has changed. Fences keep compiler and processor from moving the row's
-loads and stores across the word's.
+Each row has two copies and a version. The copy `version & 1` is whole. The writer fills the other one, then adds 1 to
+the version. A reader copies the whole one between two looks at the version: when that has moved meanwhile the copy may
+have been written over, and it reads again. A writer that is stopped, or dies, in the middle of a row holds up nobody.
+Fences keep compiler and processor from moving the row's loads and stores across the version's.
 """
 
 # ruff: noqa: ARG001 - numba fixes the parameters of intrinsics
@@ -51,34 +52,30 @@ _float: Any = _float_of
 
 @njit(cache=True, nogil=True)
 def write_rows(
-    states: NDArray[np.float64], locks: NDArray[np.uint64], index: NDArray[np.int64], rows: NDArray[np.float64]
+    states: NDArray[np.float64], versions: NDArray[np.uint64], index: NDArray[np.int64], rows: NDArray[np.float64]
 ) -> None:
-    """states[index[i]] = rows[i] for all i; `states` is (R, S), `locks` (R,)."""
+    """Row index[i] becomes rows[i], for all i; `states` is (R, 2, S), `versions` (R,), `rows` (n, S)."""
     for i in range(index.shape[0]):
         at = index[i]
-        locks[at] += np.uint64(1)
+        copy = np.int64(versions[at] + np.uint64(1)) & 1
+        for j in range(states.shape[2]):
+            states[at, copy, j] = rows[i, j]
         _fence()
-        for j in range(states.shape[1]):
-            states[at, j] = rows[i, j]
+        versions[at] += np.uint64(1)
         _fence()
-        locks[at] += np.uint64(1)
 
 
 @njit(cache=True, nogil=True)
-def read_row(states: int, locks: int, at: int, out: NDArray[np.float64]) -> bool:
-    """out = row `at` of the table at address `states`, whole; False when its writer never came to rest.
-
-    That happens when the writer died inside; its successor writes a new table.
-    """
+def read_row(states: int, versions: int, at: int, out: NDArray[np.float64]) -> bool:
+    """out = row `at` of the table at address `states`, whole; False when it was rewritten at each of many tries."""
     size = out.shape[0]
     for _ in range(TRIES):
-        before = _load(locks + 8 * at)
-        if before & 1:
-            continue
+        before = _load(versions + 8 * at)
+        start = states + 8 * size * (2 * at + (before & 1))
         for j in range(size):
-            out[j] = _float(_load(states + 8 * (at * size + j)))
+            out[j] = _float(_load(start + 8 * j))
         _fence()
-        if _load(locks + 8 * at) == before:
+        if _load(versions + 8 * at) == before:
             return True
     return False
 
