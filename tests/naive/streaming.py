@@ -83,7 +83,7 @@ class NaiveShard:
                 elif kind == events.SEGMENT:
                     self._has_bank(sequence, key)
                 elif kind == events.DECISION:
-                    self._decision(context_of(body), sequence, record.time_ms)
+                    self._decision(context_of(body), sequence)
                 elif kind == events.REWARD:
                     self.outcomes[self._reward(context_of(body), slot, reward, key, record.time_ms)] += 1
 
@@ -154,7 +154,7 @@ class NaiveShard:
                 return key in banks
         return False
 
-    def _decision(self, c: token.Context, sequence: int, time_ms: int) -> None:
+    def _decision(self, c: token.Context, sequence: int) -> None:
         stream = c.decision >> 32
         last = self.streams.get(stream, -1)
         policy = self._policy(c)
