@@ -1,5 +1,7 @@
 """What all routes share: who may call, how a body is read, how an answer is written, how a route is documented."""
 
+import functools
+import inspect
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -115,25 +117,34 @@ def route(
     `body` and the values of `answers` are msgspec types, or a media type where they are no JSON.
     """
 
-    async def admitted(request: Request) -> None:
+    async def admit(request: Request) -> None:
         service_of(request).admit(request, role)
 
     def add(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def admitted(request: Request) -> Response:
+            await admit(request)
+            return await handler(request)
+
+        # Solving a dependency of FastAPI's costs a request as much as choosing for it, so the routes that take nothing
+        # else go without; the others need it, because it comes before their parameters are looked at.
+        plain = set(inspect.signature(handler).parameters) == {"request"}
+        endpoint: Any = admitted if plain and not open else handler
         text = (handler.__doc__ or "").strip()
         summary, _, description = text.partition("\n")
         router.add_api_route(
             path,
-            handler,
+            endpoint,
             methods=[method],
             summary=summary.rstrip("."),
             description="\n".join(line.strip() for line in description.strip().splitlines()),
             operation_id=handler.__name__,
             response_class=Response,
             status_code=min(answers),
+            dependencies=[] if plain or open else [Depends(admit)],
             responses={422: {}},  # the document's own 422 replaces it (server.openapi)
-            dependencies=[] if open else [Depends(admitted)],
         )
-        handler.doc = Doc(role, body, dict(answers), tuple(problems), example, open)  # type: ignore[attr-defined]
+        endpoint.doc = Doc(role, body, dict(answers), tuple(problems), example, open)
         return handler
 
     return add
