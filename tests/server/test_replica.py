@@ -268,22 +268,23 @@ def test_a_full_memory_folder_falls_back_to_disk(tmp_path: Path, monkeypatch: py
 
 
 def test_a_row_is_never_torn() -> None:
-    states, versions = np.zeros((2, 2, 400)), np.zeros(2, np.uint64)
-    out = np.empty(400)
+    states, versions = np.zeros((2, 2, 4000)), np.zeros(2, np.uint64)
+    out = np.empty(4000)
     stop = threading.Event()
 
     def write() -> None:
         value = 0.0
-        index = np.array([1])
+        index = np.array([1, 1, 1])  # both copies in one breath: a reader that does not look again is overtaken
         while not stop.is_set():
-            value += 1.0
-            rows.write_rows(states, versions, index, np.full((1, 400), value))
+            value += 3.0
+            new = np.repeat(np.array([[value], [value + 1], [value + 2]]), 4000, axis=1)
+            rows.write_rows(states, versions, index, new)
 
     writer = threading.Thread(target=write)
     writer.start()
     seen = set()
     try:
-        for _ in range(20_000):
+        for _ in range(5_000):
             assert rows.read_row(rows.address(states), rows.address(versions), 1, out)
             assert (out == out[0]).all()
             seen.add(out[0])
