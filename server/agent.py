@@ -88,6 +88,7 @@ class Agent:
         self._control = ControlState()
         self._stop = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._trimmer = threading.Thread(target=self._trim, name="trimmer", daemon=True)
 
     # ------------------------------------------------------------------------------------------------ start and end
 
@@ -103,13 +104,15 @@ class Agent:
         self.host[STORE] = THERE
         self._beat()
         self._follower.start()
+        self._trimmer.start()
 
     def close(self) -> None:
         """Appends what waits, stops following."""
         self.writer.stop()
         self._stop.set()
-        if self._follower.is_alive():
-            self._follower.join(10.0)
+        for thread in (self._follower, self._trimmer):
+            if thread.is_alive():
+                thread.join(10.0)
         self.host[AGENT_PID] = 0
 
     def _load_control(self) -> None:
@@ -155,7 +158,7 @@ class Agent:
     # ---------------------------------------------------------------------------------------------------- following
 
     def _follow(self) -> None:
-        next_duty = next_trim = time.monotonic()
+        next_duty = time.monotonic()
         while not self._stop.is_set():
             found = 0
             try:
@@ -168,9 +171,6 @@ class Agent:
                     self._beat()
                     self.host[BEHIND_SINCE] = self._behind_since()
                     self._store_is(THERE)
-                if now >= next_trim:
-                    next_trim = now + TRIM_S
-                    trim(self.log, self.store)
             except StreamingError as error:
                 if isinstance(error, StoreUnavailable):
                     self._store_is(AWAY, error)
@@ -184,6 +184,14 @@ class Agent:
                     os._exit(1)
                 return
             self._stop.wait(POLL_S if found else IDLE_POLL_S)
+
+    def _trim(self) -> None:
+        """Gives back the log's space behind the snapshots. May take seconds, so the follower does not wait for it."""
+        while not self._stop.wait(TRIM_S):
+            try:
+                trim(self.log, self.store)
+            except StreamingError as error:
+                log.warning("the log was not trimmed: %s", error)
 
     def _beat(self) -> None:
         self.host[AGENT_BEAT] = self._clock()

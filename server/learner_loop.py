@@ -56,9 +56,9 @@ class LearnerLoop:
                 next_snapshot = time.monotonic() + self._interval_s
                 for learner in self.learners:
                     self._try(learner, self._snapshot)
-            if not found:
-                if finish_by is not None:
-                    break
+            if not found and finish_by is not None:
+                break
+            if found < RECORDS_MAX:  # a commit for each small record would cost more than what it holds
                 self.stop.wait(self._poll_s)
         self._host[LEARNER_PID] = 0
 

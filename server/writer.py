@@ -2,13 +2,14 @@
 
     submit(batch, done) --queue--> the writer's thread: one log.append of all that is there --> done(None)
 
-While one append is on its way to the disk the next one gathers, so throughput grows with load and nobody waits for a
-timer. When the log is away, what may be refused (rewards, control) is refused at once; decisions stay at the head of
-the queue, in order, and are tried again.
+While one append is on its way to the disk the next one gathers, so throughput grows with load. A lone one waits for
+nothing; under load appends start at least a millisecond apart. When the log is away, what may be refused (rewards,
+control) is refused at once; decisions stay at the head of the queue, in order, and are tried again.
 """
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,6 +26,7 @@ FRAME_BYTES_MAX = 1 << 20
 APPEND_BYTES_MAX = 16 << 20
 QUEUE_BYTES_MAX = 256 << 20
 RETRY_S = 0.25
+GATHER_S = 0.001  # between the starts of two appends: many small ones would cost more than what they hold
 
 
 class Work(NamedTuple):
@@ -89,12 +91,16 @@ class Writer:
         work.done(self.failure or LogUnavailable("the log is too far behind" if full else "the server is stopping"))
 
     def _run(self) -> None:
+        began = 0.0
         while True:
             with self._wake:
                 while not self._queue and not self._stopping:
                     self._wake.wait()
                 if not self._queue:
                     return
+            time.sleep(max(0.0, min(GATHER_S, began + GATHER_S - time.monotonic())))
+            began = time.monotonic()
+            with self._wake:
                 taken: list[Work] = []
                 size = 0
                 while self._queue and (not taken or size + self._queue[0].size <= APPEND_BYTES_MAX):
