@@ -1,6 +1,6 @@
 """The supervisor: one process that starts the others, starts again what dies, and ends them in order.
 
-    serve -> supervisor --fork--> agent, learner, worker 0 .. N-1 (all accept on one listening socket)
+    serve -> supervisor --fork--> agent, learner, worker 0 .. N-1 (each with a listening socket of its own, one port)
 
 It loads what the children need before it forks, so that a child, the first as well as one that is started again, is
 there within milliseconds. Numba's kernels are compiled code in memory by then, shared by all.
@@ -67,7 +67,7 @@ def run(settings: Settings) -> int:
     )
     try:
         lock = data.take(settings.data)
-        listener = _listen(settings)
+        listeners = _listen(settings)
         store_id = data.prepare(settings.data, settings.shards)
     except (data.DataFolderError, StreamingError, OSError) as error:
         print(f"croupier: {error}", file=sys.stderr)
@@ -75,40 +75,53 @@ def run(settings: Settings) -> int:
     folder = run_folder(settings.data.resolve(), store_id, settings.run_dir)
     folder.sweep([])
     try:
-        return Supervisor(settings, folder, listener).run()
+        return Supervisor(settings, folder, listeners).run()
     finally:
         folder.remove()
-        listener.close()
+        for listener in listeners:
+            listener.close()
         os.close(lock)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: Settings) -> list[socket.socket]:
+    """A listening socket for each worker: the kernel spreads connections evenly over them, as it does not over the
+    processes that wait on one. We keep them open, so connections to a worker that died wait for the next one."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port = settings.port
+    listeners: list[socket.socket] = []
     try:
-        listener.bind((settings.host, settings.port))
-        listener.listen(2048)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:  # SO_REUSEPORT would let a second server share ours
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, port))
+        for _ in range(settings.workers):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((settings.host, port))
+            port = listener.getsockname()[1]
+            listener.listen(2048)
+            listener.setblocking(False)
     except OSError as error:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}.") from None
-    listener.setblocking(False)
-    return listener
+    return listeners
 
 
 class Supervisor:
     """Owns the children from `run` to its end."""
 
-    def __init__(self, settings: Settings, folder: RunFolder, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, folder: RunFolder, listeners: list[socket.socket]) -> None:
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self.host = HostFile.create(folder, settings.workers)
         self._children = [
             Child("agent", lambda: agent(settings, folder), AGENT_RESTARTS),
             Child("learner", lambda: learner(settings, folder), LEARNER_RESTARTS),
         ]
         for i in range(settings.workers):
-            main = _worker_main(settings, folder, i, listener)
+            main = _worker_main(settings, folder, i, listeners[i])
             self._children.append(Child(f"worker {i}", main, WORKER_RESTARTS, row=i))
         self._stop = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -157,7 +170,7 @@ class Supervisor:
         return generation > 0 and all(row[PID] and row[SEEN] for row in rows)
 
     def _announce(self) -> None:
-        host, port = self._listener.getsockname()[:2]
+        host, port = self._listeners[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"croupier is ready on http://{shown}:{port} (docs at /docs, data in {self._settings.data})", flush=True)
 
@@ -174,6 +187,9 @@ class Supervisor:
         child.started = time.monotonic()
         child.pid = os.fork()
         if child.pid == 0:
+            for i, listener in enumerate(self._listeners):
+                if i != child.row:
+                    listener.close()
             run_child(child.main, parent, child.name)
 
     def _reap(self) -> None:
@@ -197,6 +213,8 @@ class Supervisor:
         """Workers first, so that nothing new comes; then the agent; then the learner, which learns what they left."""
         self._stop = True
         self.host[DRAINING] = 1
+        for listener in self._listeners:  # the workers hold theirs until they have said that they drain
+            listener.close()
         workers = [child for child in self._children if child.row is not None]
         agents, learners = self._children[:1], self._children[1:2]
         self._end_all(workers, self._settings.drain_s + 8.0)

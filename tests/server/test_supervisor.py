@@ -53,7 +53,7 @@ def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     folder = RunFolder(tmp_path / "run", tmp_path / "disk")
     with socket.socket() as listener:
-        yield Supervisor(Settings(data=tmp_path, workers=2), folder, listener)
+        yield Supervisor(Settings(data=tmp_path, workers=2), folder, [listener, listener])
 
 
 def test_what_dies_starts_again_ever_more_slowly_and_is_counted(supervisor: Supervisor) -> None:
