@@ -23,7 +23,7 @@ from streaming.log import CONTROL
 from streaming.log.sqlite import SqliteLog
 from streaming.maintenance import doctor, export, import_, replay
 from streaming.shards import shard_of_bank, shard_of_item
-from streaming.store import Manifest
+from streaming.store import NOTHING, Manifest
 from streaming.store.sqlite import SqliteStore
 
 START_MS = 1_700_000_000_000
@@ -225,6 +225,8 @@ def test_an_import_serves_the_same_learns_on_and_replays(world: World, tmp_path:
     assert new.store.get_blob(blob) == world.store.get_blob(blob)
     assert replay(new.data).equal
     assert doctor(new.data).problems == []
+    # A follower that has nothing must load: no commit leads from nothing to what was imported.
+    assert [new.store.changes(shard, NOTHING) for shard in range(2)] == [None, None]
     # What was answered before stays answered, and an old decision can still be rewarded.
     world.rng = np.random.default_rng(9)
     for each in (world, new):

@@ -210,7 +210,11 @@ def test_control_records_take_effect_once_and_in_order() -> None:
     m.n += 1
     m.control(ItemPut("nowhere", "z"))  # without effect, but counted
     assert m.shard.control.applied == m.n
+    m.control(PolicyPut("titles", PolicySpec("thompson-beta", m.reward), []))  # fails when it has removed all arms
     m.control(ItemPut("titles", "late"))
+    titles = m.shard.control.policies["titles"]
+    assert [item.id for item in titles.items if not item.removed] == ["x", "y", "z", "late"]
+    assert titles.version == m.n == m.shard.control.applied
     assert m.state.equal(m.replayed(1000)) == []
 
 
