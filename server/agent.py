@@ -22,6 +22,7 @@ from server import errors, metrics
 from server.engine import ControlResult
 from server.inspect import arms_page
 from server.replica import Replica
+from server.retention import drop_graphs, trim
 from server.schemas import Arms
 from server.shared import (
     AGENT_BEAT,
@@ -51,7 +52,6 @@ from streaming.control import (
     to_json,
 )
 from streaming.errors import LayoutMismatch, NotFound, StoreUnavailable, StreamingError, Trimmed
-from streaming.learner import trim
 from streaming.log import CONTROL, Clock, EventLog, wall_clock
 from streaming.store import ParameterStore
 
@@ -61,6 +61,7 @@ POLL_S = 0.002
 IDLE_POLL_S = 0.005
 DUTY_S = 0.2
 TRIM_S = 10.0
+GRAPHS_S = 600.0
 WORKER_SILENT_MS = 3_000
 
 
@@ -186,10 +187,14 @@ class Agent:
             self._stop.wait(POLL_S if found else IDLE_POLL_S)
 
     def _trim(self) -> None:
-        """Gives back the log's space behind the snapshots. May take seconds, so the follower does not wait for it."""
+        """Gives back space behind the snapshots. May take seconds, so the follower does not wait for it."""
+        next_graphs = time.monotonic() + GRAPHS_S
         while not self._stop.wait(TRIM_S):
             try:
                 trim(self.log, self.store)
+                if time.monotonic() >= next_graphs:
+                    next_graphs = time.monotonic() + GRAPHS_S
+                    drop_graphs(self.log, self.store)
             except StreamingError as error:
                 log.warning("the log was not trimmed: %s", error)
 

@@ -132,7 +132,7 @@ class DiagTable(Table):
 
     def sweep(self, states: Sequence[State], now_ms: int) -> None:
         """Under a half-life every pair fades with time: all are written anew once g has moved by a thousandth."""
-        if self.half_life_ms and now_ms - self.swept_ms >= max(10.0, self.half_life_ms / 700):
+        if self.half_life_ms and now_ms - self.swept_ms >= max(50.0, self.half_life_ms / 700):
             self._sweep_all(states, now_ms)
 
 

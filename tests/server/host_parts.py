@@ -14,7 +14,7 @@ from server.shared import HostFile, RunFolder
 from streaming import events
 from streaming.control import DIAG_LINUCB, ControlRecord, GraphPut, KeyAdd, PolicyPut, PolicySpec, to_json
 from streaming.learner import Learner
-from streaming.log import open_log
+from streaming.log import CONTROL, open_log
 from streaming.store import Manifest, open_store
 
 KEY = KeyAdd(0, "11" * 32, 0)
@@ -57,7 +57,7 @@ class Host:
         for record in records:
             self.controls += 1
             frame = events.control_frame(self.controls, to_json(record))
-            self.log.append([(shard, frame) for shard in range(self.log.shards)])
+            self.log.append([(partition, frame) for partition in range(CONTROL, self.log.shards)])
 
     def learn(self) -> None:
         for learner in self.learners:
