@@ -238,7 +238,7 @@ def test_random_rewards_for_few_decisions_equal_the_slow_twin(
 def test_default_and_corrections_commute_and_equal_the_final_aggregate_alone(
     order, aggregation, default, rewards
 ) -> None:
-    """Decision and rewards in any order teach what one decision with the final aggregate as its default teaches."""
+    """Decision and rewards in any order teach what a decision and one reward, the final aggregate, teach."""
     m = machine(aggregation, default)
     payload = m.decision(sent=False)
     told = []
@@ -250,9 +250,7 @@ def test_default_and_corrections_commute_and_equal_the_final_aggregate_alone(
             told.append(float(rewards[i - 1]))
     final = {"last": told[-1], "max": max(told), "sum": sum(told)}[aggregation]
     alone = machine(aggregation, default)
-    alone.decision(items=(0, 2))
-    alone.decision(items=(1,), default=final, clusters=np.arange(3, dtype=np.uint32))
-    # An answer counts the play where there is no default only: b is the aggregate's, d the decision's.
+    alone.answer(alone.decision(), 1, final)
     np.testing.assert_allclose(m.edges, alone.edges, rtol=1e-12, atol=1e-12)
 
 
