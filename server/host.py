@@ -128,6 +128,8 @@ class HostEngine:
                 raise errors.not_ready()
         verdicts, by_shard = judge(rows, self.views, self.row)
         if by_shard:
+            if self.views.ordered:  # the classic rule cannot pay for an answer to a play it has not heard of
+                self.outbox.flush()
             await self.channel.rewards(pack(by_shard))
         return verdicts
 

@@ -42,6 +42,7 @@ class Views:
         self.keys: dict[int, bytes] = {}
         self._all_keys: list[Key] = []
         self.signing: tuple[int, bytes] | None = None
+        self.ordered = False  # some policy learns a reward only after its decision
 
     def refresh(self) -> None:
         """Takes the newest catalog if it is not the one in use."""
@@ -68,6 +69,7 @@ class Views:
         self._all_keys = sorted(catalog.keys.values(), key=lambda key: key.added_ms)
         self.keys = {key.id: key.secret for key in self._all_keys}
         self.choose_key()
+        self.ordered = any(entry.spec.parameters.get("rule") == "classic" for entry in catalog.entries)
         self._row.keep_policies(self.by_number)
         self.generation = generation
         self._row[SEEN] = generation

@@ -128,8 +128,9 @@ class Supervisor:
 
     def run(self) -> int:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._told_to_stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+                signal.signal(number, self._told_to_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         preload_loop()
         for child in self._children[:2]:  # agent and learner open log and store while we load the rest

@@ -136,6 +136,20 @@ async def test_a_full_disk_refuses_feedback_and_goes_on_recommending(tmp_path: P
             await asyncio.sleep(0.01)
 
 
+async def test_the_classic_rule_hears_of_a_play_before_its_answer(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "data", flush_ms=2000)
+    async with local_engine(settings) as engine:
+        classic = PolicySpec("banker", parameters={"rule": "classic"})
+        await engine.control(PolicyPut("h", classic, ["a", "b"]))
+        decision = engine.recommend(RecommendRequest("h"))
+        await engine.feedback([FeedbackRow(decision.decision_id, decision.items[0].id, 1.0)])
+        wanted = 'croupier_reward_outcomes_total{outcome="applied",policy="h"} 1.0'
+        deadline = time.monotonic() + 20
+        while wanted not in (await engine.metrics()).decode():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+
 async def test_one_server_per_folder(tmp_path: Path) -> None:
     async with local_engine(Settings(data=tmp_path / "data")):
         with pytest.raises(DataFolderError, match="another server runs"):
