@@ -25,7 +25,8 @@ bench: $(READY)       ## every figure in docs/, measured again
 	$(BIN)/python -m benchmarks
 
 faults: $(READY)      ## kill -9 under load, 20 times, and 1,000 seeds of simulated crashes
-	CROUPIER_LONG=1 $(BIN)/pytest -m long -p no:xdist tests
+	CROUPIER_LONG=1 $(BIN)/pytest -p no:xdist tests/streaming/test_exactly_once.py
+	CROUPIER_LONG=1 $(BIN)/pytest -p no:xdist -m long tests
 
 soak: $(READY)        ## ten minutes of load with short windows: memory and files stay flat
 	$(BIN)/python -m benchmarks.soak

@@ -91,7 +91,7 @@ class DiagParameters:
         need(1 <= self.randomize_top <= 10_000, "randomize_top", "a whole number from 1 (off) to 10000")
         need(self.fresh in ("first", "prior"), "fresh", "first or prior")
         need(0.0 <= self.fresh_share <= 1.0, "fresh_share", "a number from 0 to 1")
-        need(self.half_life_s is None or 1e-3 <= self.half_life_s <= 1e12, "half_life_s", "seconds from 0.001, or null")
+        need(self.half_life_s is None or 1.0 <= self.half_life_s <= 1e12, "half_life_s", "seconds from 1, or null")
 
     def with_changes(self, **changes: object) -> "DiagParameters":
         """These parameters with some of them replaced, checked again."""
