@@ -7,10 +7,10 @@ What can be told from the token and the catalog is refused here; everything that
 import struct
 from collections.abc import Sequence
 
-from server.recommender import Views
 from server.schemas import ACCEPTED, FeedbackRow, RefusalReason, Verdict
 from server.shared import Row
-from server.views import View
+from server.view import View
+from server.views import Views
 from streaming import events, token
 from streaming.control import REWARD_MAX
 from streaming.token import ARMS, ARMS_SIZE, HEADER_SIZE, SUM, TokenError

@@ -17,7 +17,7 @@ from server import errors
 from server.engine import ControlResult, PolicyInfo
 from server.feedback import judge
 from server.outbox import Outbox, pack
-from server.recommender import Recommender, Views
+from server.recommender import Recommender
 from server.schemas import Arms, Decision, FeedbackRow, ItemInfo, RecommendRequest, Status, Verdict
 from server.shared import (
     AGENT_BEAT,
@@ -33,7 +33,8 @@ from server.shared import (
     HostFile,
     RunFolder,
 )
-from server.views import DiagView
+from server.view_diag import DiagView
+from server.views import Views
 from streaming.control import ControlRecord, to_json
 from streaming.log import Clock, wall_clock
 

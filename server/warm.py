@@ -8,10 +8,11 @@ import numpy as np
 from bandits.graph import Graph
 from server.feedback import judge
 from server.outbox import Outbox, unpack
-from server.recommender import Recommender, Views
+from server.recommender import Recommender
 from server.replica import Replica
 from server.schemas import FeedbackRow, RecommendRequest, User
 from server.shared import HostFile, RunFolder
+from server.views import Views
 from streaming import events
 from streaming.control import (
     DIAG_LINUCB,

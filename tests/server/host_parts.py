@@ -7,10 +7,11 @@ import numpy as np
 from bandits.graph import Graph
 from server.feedback import judge
 from server.outbox import Outbox, unpack
-from server.recommender import Recommender, Views
+from server.recommender import Recommender
 from server.replica import Replica
 from server.schemas import Decision, FeedbackRow, RecommendRequest, Verdict
 from server.shared import HostFile, RunFolder
+from server.views import Views
 from streaming import events
 from streaming.control import DIAG_LINUCB, ControlRecord, GraphPut, KeyAdd, PolicyPut, PolicySpec, to_json
 from streaming.learner import Learner

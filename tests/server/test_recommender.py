@@ -11,9 +11,11 @@ from server import shared
 from server.errors import Problem
 from server.feedback import judge
 from server.outbox import Outbox
-from server.recommender import KEY_REST_MS, STREAM_MAX_MS
+from server.recommender import STREAM_MAX_MS
 from server.schemas import FeedbackRow, User
-from server.views import ArmsView, DiagView
+from server.view_arms import ArmsView
+from server.view_diag import DiagView
+from server.views import KEY_REST_MS, Views
 from streaming import events, token
 from streaming.control import (
     DIAG_LINUCB,
@@ -229,8 +231,6 @@ def test_all_arms_paused(tmp_path: Path) -> None:
 
 
 def test_a_worker_without_a_catalog_is_not_ready(tmp_path: Path) -> None:
-    from server.recommender import Views
-
     host = Host(tmp_path)
     host.host[shared.GENERATION] = 0
     with pytest.raises(Problem) as caught:

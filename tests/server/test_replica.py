@@ -18,7 +18,9 @@ from server import rows, shared
 from server.schemas import User
 from server.shared import GENERATION, HostFile, RunFolder
 from server.tables import DiagTable
-from server.views import ArmsView, DiagView
+from server.view_arms import ArmsView
+from server.view_diag import DiagView
+from server.views import Views
 from streaming.control import (
     DIAG_LINUCB,
     GraphPut,
@@ -218,8 +220,6 @@ def test_a_worker_that_starts_while_catalogs_are_swapped_finds_the_newest(tmp_pa
     failures: list[BaseException] = []
 
     def read() -> None:
-        from server.recommender import Views
-
         try:
             while not stop.is_set():
                 views = Views(host.host, HostFile(host.folder.host).row(0), host.folder)

@@ -1,0 +1,160 @@
+"""The view of a Diag-LinUCB policy."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bandits import diag_linucb
+from bandits.diag_linucb import DiagError, Serving
+from bandits.graph import Graph
+from server import errors
+from server.catalog import Entry
+from server.schemas import Item, ItemInfo, RecommendRequest, User
+from server.view import MODE, Made, View, no_candidates, nothing_left, too_few
+from streaming.shards import shard_of_item
+from streaming.token import DIAG, Context
+
+
+class DiagView(View):
+    """A Diag-LinUCB policy with a graph."""
+
+    def __init__(self, entry: Entry, arrays: dict[str, NDArray[Any]], shards: int, before: "DiagView | None") -> None:
+        super().__init__(entry, arrays, shards)
+        a = arrays
+        n = len(a["numbers"])
+        self.serving = Serving(a["indptr"], a["items"], a["pairs"], n, entry.spec.diag(), a["centroids"], a["paused"])
+        self.numbers = a["numbers"]
+        self._available = n - int(np.count_nonzero(a["paused"]))
+        self.ids: list[str] = before.ids if before is not None else msgspec.json.decode(a["ids"].tobytes())
+        if before is not None and "_index" in before.__dict__:
+            self._index = before._index
+        assert entry.graph is not None
+        self.lineage = entry.graph.lineage
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {item_id: index for index, item_id in enumerate(self.ids)}
+
+    @cached_property
+    def _index_of_number(self) -> dict[int, int]:
+        return {number: index for index, number in enumerate(self.numbers.tolist())}
+
+    @property
+    def available(self) -> int:
+        return self._available
+
+    @property
+    def n_items(self) -> int:
+        return len(self.ids)
+
+    def _context(self, user: User) -> diag_linucb.Context:
+        if user.embedding is not None:
+            with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
+                vector = np.array(user.embedding, np.float32)
+            try:
+                return self.serving.nearest(vector)
+            except DiagError as error:
+                raise errors.invalid("user.embedding", f"user.embedding {error.sentence}.") from None
+        if user.clusters is None:
+            raise errors.invalid("user", f"Policy {self.entry.name!r} needs user.embedding or user.clusters.")
+        clusters = np.array(user.clusters, np.int64)
+        if clusters.max(initial=0) >= self.serving.n_clusters:
+            at = int(np.argmax(clusters >= self.serving.n_clusters))
+            last = self.serving.n_clusters - 1
+            raise errors.invalid(f"user.clusters[{at}]", f"The graph has clusters 0 to {last}.")
+        if user.weights is None:
+            weights = np.full(len(clusters), 1.0 / len(clusters))
+        else:
+            weights = np.array(user.weights, np.float64)
+            weights /= weights.max()  # first, so that the sum of huge weights is finite
+            weights /= weights.sum()
+        return diag_linucb.Context(clusters.astype(np.uint32), np.rint(65535.0 * weights).astype(np.uint16))
+
+    def _indices(self, ids: list[str]) -> NDArray[np.int64]:
+        index = self._index
+        return np.array([index[item_id] for item_id in ids if item_id in index], np.int64)
+
+    def decide(self, query: RecommendRequest, decision: int, now_ms: int, rng: np.random.Generator) -> Made:
+        context = self._context(query.user)
+        if query.k > self._available:
+            raise too_few(self, query.k)
+        limits: dict[str, NDArray[np.int64]] = {}
+        if query.exclude:
+            limits["exclude"] = self._indices(query.exclude)
+        if query.candidates is not None:
+            candidates = limits["candidates"] = self._indices(query.candidates)
+            if len(candidates) == 0 or self.arrays["paused"][candidates].all():
+                raise no_candidates(query.candidates)
+        word = int(rng.bit_generator.random_raw()) >> 1
+        mode = None if query.mode is None else MODE[query.mode]
+        slate = self.serving.choose(context.clusters, context.weights, query.k, word, mode, **limits)
+        index = slate.items
+        if len(index) == 0 and query.exclude:
+            raise nothing_left()
+        propensities = slate.propensities
+        ids = self.ids
+        items = [
+            Item(ids[i], score, p if p == p else None)
+            for i, score, p in zip(index.tolist(), slate.scores.tolist(), propensities.tolist(), strict=True)
+        ]
+        made = Context(
+            DIAG, self.entry.number, decision, now_ms, self.window_ms, self.default, self.aggregation, slate.mode, True,
+            self.numbers[index], propensities.astype(np.float16), self.lineage, context.clusters, context.weights,
+        )  # fmt: skip
+        shards = (0,) if self.shards == 1 else sorted(set(self.arrays["shards"][index].tolist()))
+        return Made(made, items, shards if items else ())
+
+    def numbers_of(self, item: str) -> Sequence[int]:
+        index = self._index.get(item)
+        return () if index is None else (int(self.numbers[index]),)
+
+    def has_number(self, number: int) -> bool:
+        return number in self._index_of_number
+
+    def shard_of(self, number: int, bank: int) -> int:
+        del bank
+        index = self._index_of_number.get(number)
+        if index is not None:
+            return int(self.arrays["shards"][index])
+        return shard_of_item(self.entry.number, number, self.shards)
+
+    def item(self, item: str) -> ItemInfo:
+        index = self._index.get(item)
+        if index is None:
+            raise errors.unknown_item(self.entry.name, item)
+        edges = np.flatnonzero(self.arrays["items"] == index)
+        clusters = np.searchsorted(self.arrays["indptr"], edges, "right") - 1
+        return ItemInfo(item, int(self.numbers[index]), bool(self.arrays["paused"][index]), clusters.tolist())
+
+    def graph(self) -> Graph:
+        a = self.arrays
+        return Graph(a["centroids"], a["indptr"], a["items"], tuple(self.ids))
+
+
+class GraphlessView(View):
+    """A Diag-LinUCB policy before its first graph."""
+
+    available = n_items = 0
+
+    def decide(self, query: RecommendRequest, decision: int, now_ms: int, rng: np.random.Generator) -> Made:
+        del query, decision, now_ms, rng
+        raise errors.no_graph(self.entry.name)
+
+    def numbers_of(self, item: str) -> Sequence[int]:
+        del item
+        return ()
+
+    def has_number(self, number: int) -> bool:
+        del number
+        return False
+
+    def shard_of(self, number: int, bank: int) -> int:
+        del bank
+        return shard_of_item(self.entry.number, number, self.shards)
+
+    def item(self, item: str) -> ItemInfo:
+        raise errors.unknown_item(self.entry.name, item)
