@@ -72,6 +72,7 @@ async def local_engine(settings: Settings, clock: Clock = wall_clock) -> AsyncIt
     try:
         store_id = await asyncio.to_thread(data.prepare, settings.data, settings.shards)
         folder = run_folder(settings.data, store_id, settings.run_dir)
+        folder.claim()
         host = HostFile.create(folder, 1)
         parts = data.open_parts(settings.data, write=True, clock=clock)
         learner_parts = data.open_parts(settings.data, write=False, clock=clock)

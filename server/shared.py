@@ -20,6 +20,7 @@ All lie in the run folder (/dev/shm/croupier-ID, see `RunFolder`). Each region h
                       policies that are gone or found no entry
 
     catalog-G       MessagePack of `server.catalog.Catalog`, written whole before the generation becomes G
+    in-use          locked (shared) while a process of the server is alive
     NUMBER-G        arrays of one policy, each at a multiple of 64; the catalog says which and where
 
 A row outlives its process: the worker that follows goes on counting in it, so sums never fall. Words are written by
@@ -28,6 +29,7 @@ one aligned store each; a reader sees the old or the new one.
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import tempfile
@@ -87,6 +89,7 @@ _ROUTE = {name: place for place, name in enumerate(ROUTES)}
 _OUTCOME = {name: place for place, name in enumerate(OUTCOMES)}
 _REASON = {name: place for place, name in enumerate(REASONS)}
 _ALIGN = 64
+_CLAIM = "in-use"
 
 
 class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
@@ -102,6 +105,7 @@ class RunFolder:
 
     def __init__(self, first: Path, second: Path) -> None:
         self.first, self.second = first, second
+        self._claim: int | None = None
         first.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
@@ -111,6 +115,18 @@ class RunFolder:
     @property
     def host(self) -> Path:
         return self.first / "host"
+
+    def claim(self) -> None:
+        """Says that this folder is in use for as long as this process, or a child forked from it, is alive."""
+        while self._claim is None:
+            self.first.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with contextlib.suppress(FileNotFoundError):  # another server is just removing what was left here
+                claim = os.open(self.first / _CLAIM, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(claim, fcntl.LOCK_SH)
+                if os.fstat(claim).st_nlink:
+                    self._claim = claim
+                else:
+                    os.close(claim)
 
     def create(self, name: str, size: int) -> tuple[Path, mmap.mmap]:
         """A new file of `size` bytes, all of them really there, mapped for writing."""
@@ -134,7 +150,7 @@ class RunFolder:
     def sweep(self, keep: Iterable[Path]) -> None:
         """Unlinks the replica's files not in `keep`. Who has one mapped keeps reading it; who comes late to open one
         finds a newer catalog."""
-        kept = {*keep, self.host, self.socket}
+        kept = {*keep, self.host, self.socket, self.first / _CLAIM}
         for folder in (self.first, self.second):
             if folder.is_dir():
                 for path in folder.iterdir():
@@ -145,12 +161,37 @@ class RunFolder:
     def remove(self) -> None:
         """Removes the folders and all files in them, when the last process of this host ends."""
         for folder in (self.first, self.second):
-            if folder.is_dir():
-                for path in folder.iterdir():
-                    with contextlib.suppress(OSError):
-                        path.unlink()
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            _remove(folder)
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        folder.rmdir()
+
+
+def remove_dead(memory: Path, prefix: str = "croupier-") -> list[Path]:
+    """Removes the run folders whose servers were killed and never started again: they would fill the memory."""
+    removed = []
+    for folder in memory.glob(prefix + "*"):
+        try:
+            claim = os.open(folder / _CLAIM, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # none of ours, or one that is just being made
+            continue
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+            removed.append(folder)
+        except OSError:
+            pass  # it is in use
+        finally:
+            os.close(claim)
+    return removed
 
 
 def run_folder(data: Path, store_id: str, chosen: Path | None = None) -> RunFolder:
@@ -159,6 +200,7 @@ def run_folder(data: Path, store_id: str, chosen: Path | None = None) -> RunFold
     if chosen is not None:
         return RunFolder(chosen, disk)
     memory = Path("/dev/shm")
+    remove_dead(memory)
     return RunFolder(memory / f"croupier-{store_id}" if os.access(memory, os.W_OK) else disk, disk)
 
 

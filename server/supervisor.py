@@ -73,6 +73,7 @@ def run(settings: Settings) -> int:
         print(f"croupier: {error}", file=sys.stderr)
         return 1
     folder = run_folder(settings.data.resolve(), store_id, settings.run_dir)
+    folder.claim()
     folder.sweep([])
     try:
         return Supervisor(settings, folder, listeners).run()

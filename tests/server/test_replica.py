@@ -268,6 +268,22 @@ def test_a_full_memory_folder_falls_back_to_disk(tmp_path: Path, monkeypatch: py
     assert not (memory / "large").exists()
 
 
+def test_run_folders_of_the_dead_are_removed_and_others_left_alone(tmp_path: Path) -> None:
+    live, dead = (RunFolder(tmp_path / f"croupier-{name}", tmp_path / "disk") for name in ("live", "dead"))
+    (tmp_path / "croupier-foreign").mkdir()
+    for folder in (live, dead):
+        folder.claim()
+        HostFile.create(folder, 1)
+    assert shared.remove_dead(tmp_path) == []
+    assert dead._claim is not None
+    os.close(dead._claim)  # as a kill does
+    assert shared.remove_dead(tmp_path) == [dead.first]
+    assert live.host.exists()
+    assert (tmp_path / "croupier-foreign").exists()
+    live.remove()
+    assert not live.first.exists()
+
+
 def test_a_row_is_never_torn() -> None:
     states, versions = np.zeros((2, 2, 4000)), np.zeros(2, np.uint64)
     out = np.empty(4000)
