@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streaming.errors import LayoutMismatch
+from streaming.folder import LOG_FILE, STORE_FILE
 from streaming.log import Clock, EventLog, open_log, wall_clock
+from streaming.state import LAYOUT
 from streaming.store import Manifest, ParameterStore, open_store
 
-LOG, STORE, LOCK = "log.sqlite", "store.sqlite", "lock"
-LAYOUT = 1  # of parts and deltas, see streaming.state
+LOCK = "lock"
 
 
 class DataFolderError(Exception):
@@ -59,22 +60,22 @@ def prepare(data: Path, shards: int) -> str:
     `shards` 0 takes the number that the folder has, 1 for a new one.
     Everything is closed again, so that it can be followed by a fork. Raises StreamingError.
     """
-    new = not (data / LOG).exists()
+    new = not (data / LOG_FILE).exists()
     parts = open_parts(data, shards or (1 if new else None), write=True)
     try:
         manifest = parts.store.manifest()
         if manifest is None:
             if parts.log.bounds(0)[1] or parts.log.bounds(-1)[1]:
                 raise LayoutMismatch(
-                    f"{data / LOG} has records, but {data / STORE} is empty: restore both from one backup, or move the "
-                    "data folder away to start anew"
+                    f"{data / LOG_FILE} has records, but {data / STORE_FILE} is empty: restore both from one backup, "
+                    "or move the data folder away to start anew"
                 )
             manifest = Manifest(secrets.token_hex(8), parts.log.id, parts.log.shards, LAYOUT)
             parts.store.create(manifest)
         if manifest.log_id != parts.log.id or manifest.shards != parts.log.shards:
             raise LayoutMismatch(
-                f"{data / STORE} was made for another log than {data / LOG}: restore both from one backup, or move "
-                "the data folder away to start anew"
+                f"{data / STORE_FILE} was made for another log than {data / LOG_FILE}: restore both from "
+                "one backup, or move the data folder away to start anew"
             )
         return manifest.id
     finally:
@@ -83,9 +84,9 @@ def prepare(data: Path, shards: int) -> str:
 
 def open_parts(data: Path, shards: int | None = None, *, write: bool, clock: Clock = wall_clock) -> Parts:
     """The log and the store of a data folder; `write` makes this process the log's writer."""
-    log = open_log(data / LOG, shards, clock, write=write)
+    log = open_log(data / LOG_FILE, shards, clock, write=write)
     try:
-        return Parts(log, open_store(data / STORE, clock))
+        return Parts(log, open_store(data / STORE_FILE, clock))
     except BaseException:
         log.close()
         raise

@@ -32,7 +32,6 @@ import errno
 import fcntl
 import mmap
 import os
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -88,6 +87,7 @@ assert VISIBLE + len(VISIBLE_S) + 2 <= HEADER
 _ROUTE = {name: place for place, name in enumerate(ROUTES)}
 _OUTCOME = {name: place for place, name in enumerate(OUTCOMES)}
 _REASON = {name: place for place, name in enumerate(REASONS)}
+MEMORY_MIN = 8 << 20  # with less of it free, the run folder is on disk altogether
 _ALIGN = 64
 _CLAIM = "in-use"
 
@@ -140,12 +140,15 @@ class RunFolder:
 
     def write(self, name: str, data: bytes) -> Path:
         """A whole file at once: it has its name only when it is complete."""
-        handle, part = tempfile.mkstemp(prefix=".new-", dir=self.first)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        target = self.first / name
-        os.replace(part, target)
-        return target
+        path, mapped = self.create(f".new-{name}", len(data))
+        mapped[:] = data
+        mapped.close()
+        return path.rename(path.with_name(name))
+
+    def find(self, name: str) -> Path:
+        """Where a file is that `write` has made."""
+        path = self.first / name
+        return path if path.exists() else self.second / name
 
     def sweep(self, keep: Iterable[Path]) -> None:
         """Unlinks the replica's files not in `keep`. Who has one mapped keeps reading it; who comes late to open one
@@ -200,8 +203,12 @@ def run_folder(data: Path, store_id: str, chosen: Path | None = None) -> RunFold
     if chosen is not None:
         return RunFolder(chosen, disk)
     memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        return RunFolder(disk, disk)
     remove_dead(memory)
-    return RunFolder(memory / f"croupier-{store_id}" if os.access(memory, os.W_OK) else disk, disk)
+    free = os.statvfs(memory)
+    roomy = free.f_bavail * free.f_frsize >= MEMORY_MIN
+    return RunFolder(memory / f"croupier-{store_id}" if roomy else disk, disk)
 
 
 def _create(path: Path, size: int) -> tuple[Path, mmap.mmap]:

@@ -46,7 +46,7 @@ class Views:
         for _ in range(_TRIES):
             generation = self._host.words[GENERATION]
             try:
-                catalog = _CATALOG.decode((self._folder.first / catalogs.name_of(generation)).read_bytes())
+                catalog = _CATALOG.decode(self._folder.find(catalogs.name_of(generation)).read_bytes())
                 made = [make(entry, catalog.shards, self.by_number.get(entry.number)) for entry in catalog.entries]
                 break
             except FileNotFoundError:  # the agent has swapped it again and unlinked this one

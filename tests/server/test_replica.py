@@ -266,6 +266,10 @@ def test_a_full_memory_folder_falls_back_to_disk(tmp_path: Path, monkeypatch: py
     assert path.parent == tmp_path / "disk"
     assert len(mapped) == 5000
     assert not (memory / "large").exists()
+    for name, size in (("catalog-1", 100), ("catalog-2", 5000)):
+        folder.write(name, b"x" * size)
+        assert folder.find(name).read_bytes() == b"x" * size
+    assert folder.find("catalog-2").parent == tmp_path / "disk"
 
 
 def test_run_folders_of_the_dead_are_removed_and_others_left_alone(tmp_path: Path) -> None:

@@ -49,11 +49,11 @@ class World:
     """A log that holds what a machine was given, and a store that has not read it."""
 
     def __init__(self) -> None:
-        self.machine = Machine(half_life_s=0.1)  # so that accumulators are rebased, of untouched edges too
+        self.machine = Machine(half_life_s=1.0)  # so that accumulators are rebased, of untouched edges too
         self.store = MemoryStore(lambda: 0)
         self.machine.blobs = {"g": self.machine.blobs["g"]}
         for i in range(6):
-            self.machine.now_ms += 900
+            self.machine.now_ms += 9_000
             payload = self.machine.decision(items=(3 - i % 4,))
             self.machine.answer(payload, 0, 1.0)
         self.log = MemoryLog(1, lambda: self.machine.now_ms, id="log")

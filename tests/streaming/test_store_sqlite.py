@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from streaming.errors import StaleCommit, StoreCorrupt, StoreUnavailable
 from streaming.log import open_log
@@ -130,7 +131,7 @@ def test_a_full_disk_refuses_everything_and_loses_nothing(full_disk):  # noqa: F
     before = Image(commit_id(3), 30, {"a": b"old"}, [step(4)])
     with filled(folder / "store.sqlite"):
         for call in (
-            lambda: store.commit(0, step(5)),
+            lambda: store.commit(0, replace(step(5), delta=bytes(1_000_000))),  # more than the log file can reuse
             lambda: store.fold(0, commit_id(4), {"a": bytes(100_000)}),
             lambda: store.snapshot(0),
             lambda: store.put_blob(bytes(100_000)),
