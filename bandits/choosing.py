@@ -3,12 +3,17 @@
     clusters, weights --accumulate--> sum w mean, sum w^2 |inverse| per item --rank--> the n best --draw--> slate
 
 Long-lived arrays come in as addresses in one int64 array (an array argument costs 0.1 us of dispatch, and there are
-twelve); `bandits.diag_linucb.Serving` builds it and keeps the arrays alive:
+fourteen); `bandits.diag_linucb.Serving` builds it and keeps the arrays alive:
 
     place[ ]  0 indptr i64[C+1]   1 items u32[E]   2 pairs f32[E,2]   3 paused u8[N]   4 C   5 N
-              6 sums f64[N,2] (16)  7 marks u8[N]    8 gate u8[N]       (scratch that is zero between calls)
-              9 ids u32[2N]      10 moments f64[2,N]  11 scores f64[N]  12 order i64[3,N]
+              6 sums f32[N',2]    7 marks u8[N]    8 gate u8[N]       (scratch; blank or zero between calls)
+              9 ids u32[2N+1]    10 moments f64[2,N]  11 scores f64[N]  12 order i64[3,N]
              13 slate_index u32[N]  14 slate_numbers f64[2,N] = (score, propensity)
+             15 settings f64[6] = (alpha, explore_share, randomize_top, fresh_first, fresh_share, mode)
+             16 top f64[MOST]
+
+The common choice, one ranking of at most MOST items, is made by bandits/reaching.py; the functions here rank in tiers,
+by sampled scores, or twice, and say what the propensities are.
 
 Nothing here draws random numbers: one 64-bit word comes in and every coin is derived from it by `mix`, the finaliser of
 splitmix64, so that a choice is a function of (state, context, word). The slow twin is tests/naive/diag.py.
@@ -18,32 +23,23 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
-from bandits.kernels import add_pair, intrinsic, load_pair, take
+from bandits.kernels import load_pair
+from bandits.reaching import MOST, accumulate, ask_for_segments, best_of_all, best_of_listed, pointer, take
 
 EXPLORE, EXPLOIT, THOMPSON = 0, 1, 2
-PLACES = 15
+PLACES = 17
 
-_EXCLUDED, _CANDIDATE = 1, 2  # gate of an item during one choice
+EXCLUDED, CANDIDATE = 1, 2  # gate of an item during one choice
+_SPARSE = 8  # a context with fewer edges than a _SPARSE-th of the items lists the items it meets
 
 # What the word is used for, and where the counters of each use begin.
 COIN, TIE, SHUFFLE, NORMAL = 1 << 40, 2 << 40, 3 << 40, 4 << 40
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(10)
 _REACH = 8.0  # standard deviations beyond which a normal has no mass worth counting (1e-15)
-
-
-@intrinsic
-def _pointer(typingctx, address, like):  # type: ignore[no-untyped-def]  # noqa: ARG001  # pragma: no cover - compiled
-    """The address as a pointer to elements of `like`'s type."""
-    pointer = types.CPointer(like.dtype if isinstance(like, types.DTypeSpec) else like)
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ARG001
-        return builder.inttoptr(args[0], context.get_value_type(pointer))
-
-    return pointer(address, like), codegen
 
 
 @njit(cache=True, nogil=True)
@@ -69,31 +65,11 @@ def normal(word: int, item: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _accumulate(place: Any, clusters: Any, weights: Any, touched: Any) -> int:
-    """Add every edge of the context to its item's sums; list each item once in `touched`; return how many."""
-    n_clusters = place[4]
-    indptr = carray(_pointer(place[0], np.int64), (n_clusters + 1,))
-    items = carray(_pointer(place[1], np.uint32), (indptr[n_clusters],))
-    n = 0
-    for i in range(clusters.shape[0]):
-        c = clusters[i]
-        if weights[i] == 0 or c >= n_clusters:  # a weight that rounds to zero is not part of the context
-            continue
-        w = weights[i] / 65535.0
-        w2 = w * w
-        for e in range(np.uint64(indptr[c]), np.uint64(indptr[c + 1])):
-            j = items[e]
-            touched[np.uint64(n)] = j  # written always, kept only the first time: no branch to mispredict
-            n += add_pair(place[6] + 16 * np.int64(j), place[2] + np.int64(8 * e), w, w2)
-    return n
-
-
-@njit(cache=True, nogil=True)
 def _mark_played(place: Any, clusters: Any, weights: Any, marks: Any) -> None:
     """marks = 1 for items with a play on an edge of the context."""
     n_clusters = place[4]
-    indptr = carray(_pointer(place[0], np.int64), (n_clusters + 1,))
-    items = carray(_pointer(place[1], np.uint32), (indptr[n_clusters],))
+    indptr = carray(pointer(place[0], np.int64), (n_clusters + 1,))
+    items = carray(pointer(place[1], np.uint32), (indptr[n_clusters],))
     for i in range(clusters.shape[0]):
         c = clusters[i]
         if weights[i] != 0 and c < n_clusters:
@@ -109,15 +85,15 @@ def _collect(place: Any, n: int, wanted: int, tiers: bool, marks: Any, ids: Any,
     `ids` holds the touched list in its second half and receives the compacted one in its first.
     """
     n_items = place[5]
-    paused = carray(_pointer(place[3], np.uint8), (n_items,))
-    gate = carray(_pointer(place[8], np.uint8), (n_items,))
+    paused = carray(pointer(place[3], np.uint8), (n_items,))
+    gate = carray(pointer(place[8], np.uint8), (n_items,))
     played, back = 0, n_items
     for t in range(n):
         j = ids[n_items + t]
-        mean, spread = take(place[6] + 16 * np.int64(j))
+        mean, spread = take(place[6] + 8 * np.int64(j))
         fresh = tiers and marks[j] == 0
         marks[j] = 0
-        if spread == 0.0 or paused[j] != 0 or gate[j] != wanted:
+        if paused[j] != 0 or gate[j] != wanted:
             continue
         if fresh:
             back -= 1
@@ -127,7 +103,7 @@ def _collect(place: Any, n: int, wanted: int, tiers: bool, marks: Any, ids: Any,
             played += 1
         ids[slot] = j
         moments[0, slot] = mean
-        moments[1, slot] = math.sqrt(spread)
+        moments[1, slot] = math.sqrt(np.float64(spread))
     count = played
     for slot in range(back, n_items):
         ids[count] = ids[slot]
@@ -173,51 +149,6 @@ def _best(scores: Any, first: int, last: int, n: int, ids: Any, word: int, order
             if found < n or scores[t] >= scores[order[n - 1]]:
                 found, left_out = _offer(scores, t, found, n, left_out, ids, word, order)
     return left_out
-
-
-@njit(cache=True, nogil=True)
-def _collect_best(
-    place: Any,
-    touched: int,
-    wanted: int,
-    alpha: float,
-    n: int,
-    word: int,
-    ids: Any,
-    moments: Any,
-    scores: Any,
-    order: Any,
-) -> Any:
-    """`_collect`, scores mean + alpha width and `_best` in one pass, keeping only items that reached the n best.
-
-    mean + alpha sqrt(spread) >= threshold needs no root to be refused: alpha^2 spread < (threshold - mean)^2.
-    Returns (kept, found, left_out).
-    """
-    n_items = place[5]
-    paused = carray(_pointer(place[3], np.uint8), (n_items,))
-    gate = carray(_pointer(place[8], np.uint8), (n_items,))
-    squared = alpha * alpha * (1.0 + 1e-12)  # room for rounding: the exact comparison follows
-    threshold = -np.inf
-    kept = found = left_out = 0
-    for t in range(touched):
-        j = ids[n_items + t]
-        mean, spread = take(place[6] + 16 * np.int64(j))
-        gap = threshold - mean
-        if gap > 0.0 and squared * spread < gap * gap:
-            continue
-        if spread == 0.0 or paused[j] != 0 or gate[j] != wanted:
-            continue
-        width = math.sqrt(spread)
-        scores[kept] = mean + alpha * width
-        if scores[kept] >= threshold:
-            ids[kept] = j
-            moments[0, kept] = mean
-            moments[1, kept] = width
-            found, left_out = _offer(scores, kept, found, n, left_out, ids, word, order)
-            kept += 1
-            if found == n:
-                threshold = scores[order[n - 1]]
-    return kept, found, left_out
 
 
 @njit(cache=True, nogil=True)
@@ -310,58 +241,102 @@ def best_of_normals(t: int, first: int, last: int, means: Any, widths: Any, alph
 
 
 @njit(cache=True, nogil=True)
+def limit(place: NDArray[np.int64], items: NDArray[np.int64], bit: int) -> None:
+    """Set this bit of the gate of these items; 0: open it. Numbers that are no item's are ignored."""
+    n_items = place[5]
+    gate = carray(pointer(place[8], np.uint8), (n_items,))
+    for i in range(items.shape[0]):
+        if 0 <= items[i] < n_items:
+            gate[items[i]] = gate[items[i]] | bit if bit else 0
+
+
+@njit(cache=True, nogil=True)
+def _one_ranking(
+    place: Any,
+    clusters: Any,
+    weights: Any,
+    wanted: int,
+    alpha: float,
+    n: int,
+    word: int,
+    ids: Any,
+    scores: Any,
+    order: Any,
+) -> Any:
+    """order[:n] = positions in ids, scores of the n <= MOST best items. Returns (count, n, left_out, all differ)."""
+    n_items = place[5]
+    top = carray(pointer(place[16], np.float64), (MOST,))
+    if _SPARSE * ask_for_segments(place, clusters) < n_items:
+        touched = accumulate(place, clusters, weights, True, ids[n_items:])
+        count = best_of_listed(place, ids[n_items:], touched, wanted, alpha, n, ids, scores, top)
+    else:
+        accumulate(place, clusters, weights, False, ids)
+        count = best_of_all(place, wanted, alpha, n, ids, scores, top)
+    differ = count <= n
+    for i in range(1, count):
+        differ &= top[i - 1] > top[i]
+    n = min(n, count)
+    if not differ:
+        return count, n, _best(scores, 0, count, n, ids, word, order), False
+    for t in range(count):  # the rank is how many scores are larger: no branch to mispredict
+        rank = 0
+        for i in range(count):
+            rank += top[i] > scores[t]
+        order[rank] = t
+    return count, n, 0, True
+
+
+@njit(cache=True, nogil=True)
 def choose(
     place: NDArray[np.int64],
     clusters: NDArray[np.uint32],
     weights: NDArray[np.uint16],
-    exclude: NDArray[np.int64],
-    candidates: NDArray[np.int64],
-    restricted: bool,
+    wanted: int,
     k: int,
     mode: int,
-    alpha: float,
-    explore_share: float,
-    randomize_top: int,
-    fresh_first: bool,
-    fresh_share: float,
     word: int,
 ) -> tuple[int, int]:
-    """Fill the slate; return (number of items, mode used). `candidates` counts only when `restricted`."""
+    """Fill the slate; return (number of items, mode used).
+
+    wanted: the gate of items that may be shown, see `limit`: 0, or CANDIDATE. mode: -1 is the policy's own; another one
+    is not mixed with exploiting.
+    """
     n_items = place[5]
-    marks = carray(_pointer(place[7], np.uint8), (n_items,))
-    gate = carray(_pointer(place[8], np.uint8), (n_items,))
-    ids = carray(_pointer(place[9], np.uint32), (2 * n_items + 1,))
-    moments = carray(_pointer(place[10], np.float64), (2, n_items))
-    scores = carray(_pointer(place[11], np.float64), (n_items,))
-    order = carray(_pointer(place[12], np.int64), (3, n_items))
-    slate = carray(_pointer(place[13], np.uint32), (n_items,))
-    numbers = carray(_pointer(place[14], np.float64), (2, n_items))
+    ids = carray(pointer(place[9], np.uint32), (2 * n_items + 1,))
+    moments = carray(pointer(place[10], np.float64), (2, n_items))
+    scores = carray(pointer(place[11], np.float64), (n_items,))
+    order = carray(pointer(place[12], np.int64), (3, n_items))
+    slate = carray(pointer(place[13], np.uint32), (n_items,))
+    numbers = carray(pointer(place[14], np.float64), (2, n_items))
+    settings = carray(pointer(place[15], np.float64), (6,))
+    alpha, explore_share, fresh_first, fresh_share = settings[0], settings[1], settings[3], settings[4]
+    randomize_top = int(settings[2])
+    if mode < 0:
+        mode = int(settings[5])
+    else:
+        explore_share = 1.0
     if alpha == 0.0 and mode == THOMPSON:
         mode = EXPLOIT
     both = mode != EXPLOIT and 0.0 < explore_share < 1.0
     exploring = mode != EXPLOIT and uniform(word, COIN) < explore_share
     used = mode if exploring else EXPLOIT
-
-    for i in range(exclude.shape[0]):
-        if 0 <= exclude[i] < n_items:
-            gate[exclude[i]] |= _EXCLUDED
-    for i in range(candidates.shape[0]):
-        if 0 <= candidates[i] < n_items:
-            gate[candidates[i]] |= _CANDIDATE
-    wanted = _CANDIDATE if restricted else 0
-    tiers = fresh_first and mode != EXPLOIT and explore_share > 0.0
-    randomized = randomize_top > 1
+    tiers = fresh_first > 0.0 and mode != EXPLOIT and explore_share > 0.0
+    randomized = bool(randomize_top > 1)
     n = min(max(k, randomize_top) if randomized else k, n_items)
     means, widths = moments[0], moments[1]
     explore_left = exploit_left = 0
-    touched = _accumulate(place, clusters, weights, ids[n_items:])
-    if not (both or tiers or used == THOMPSON or n == 0):  # one ranking of one tier: all in one pass
+    differ = False  # known: nothing ties and nothing is mixed
+    if 0 < n <= MOST and not (both or tiers or used == THOMPSON):
         spread = alpha if exploring else 0.0
         ranking = order[0] if exploring else order[1]
-        count, n, left = _collect_best(place, touched, wanted, spread, n, word, ids, moments, scores, ranking)
-        played = count
-        explore_left = exploit_left = left
+        count, n, left, differ = _one_ranking(place, clusters, weights, wanted, spread, n, word, ids, scores, ranking)
+        played, explore_left, exploit_left = count, left, left
+        for t in range(count):
+            means[t], widths[t] = scores[t], 0.0
     else:
+        ask_for_segments(place, clusters)
+        touched = accumulate(place, clusters, weights, True, ids[n_items:])
+        marks = carray(pointer(place[7], np.uint8), (n_items,))
         if tiers:
             _mark_played(place, clusters, weights, marks)
         count, played = _collect(place, touched, wanted, tiers, marks, ids, moments)
@@ -374,12 +349,6 @@ def choose(
             explore_left = _rank(scores, count, played, n, fresh_cap, ids, word, order[0], order[2])
         if both or not exploring:
             exploit_left = _best(means, 0, count, n, ids, word, order[1])
-    for i in range(exclude.shape[0]):
-        if 0 <= exclude[i] < n_items:
-            gate[exclude[i]] = 0
-    for i in range(candidates.shape[0]):
-        if 0 <= candidates[i] < n_items:
-            gate[candidates[i]] = 0
 
     k = min(k, n)
     chosen = order[0] if exploring else order[1]
@@ -392,6 +361,9 @@ def choose(
         slate[i] = ids[t]
         spread = alpha * widths[t] * (normal(word, ids[t]) if used == THOMPSON else 1.0)
         numbers[0, i] = means[t] + (spread if exploring else 0.0)
+        numbers[1, i] = 1.0 / n if randomized else 1.0
+    if differ:
+        return k, used
     # Where the slate is not random the order is the ranking; where it is, only membership counts. Both may be read now.
     share = explore_share if both else (1.0 if exploring else 0.0)
     for i in range(k):

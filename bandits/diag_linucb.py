@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bandits import kernels
-from bandits.choosing import EXPLOIT, EXPLORE, PLACES, THOMPSON
+from bandits.choosing import CANDIDATE, EXCLUDED, EXPLOIT, EXPLORE, PLACES, THOMPSON, limit
 from bandits.choosing import choose as choose_kernel
 from bandits.graph import Graph, by_item
+from bandits.reaching import BLOCK, MOST
 
 MODES = {"explore": EXPLORE, "exploit": EXPLOIT, "thompson": THOMPSON}
 REBASE_HALF_LIVES = 30  # forward decay moves its origin before g reaches 2^30
@@ -168,14 +169,17 @@ class Serving:
         paused = np.zeros(n_items, np.uint8) if paused is None else paused
         self._index = np.empty(n_items, np.uint32)
         self._numbers = np.empty((2, n_items))
+        p = parameters
+        settings = (p.alpha, p.explore_share, p.randomize_top, p.fresh == "first", p.fresh_share, MODES[p.mode])
         arrays: Any = (
             *(indptr, items, pairs, paused),
-            *(_aligned_zeros(n_items), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
+            *(_blank_sums(n_items), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
             *(np.empty(2 * n_items + 1, np.uint32), np.empty((2, n_items)), np.empty(n_items)),
             *(np.empty((3, n_items), np.int64), self._index, self._numbers),
+            *(np.array(settings, np.float64), np.empty(MOST)),
         )
         self._arrays = arrays  # the kernel holds addresses only
-        kinds = ["i8", "u4", "f4", "u1", "f8", "u1", "u1", "u4", "f8", "f8", "i8", "u4", "f8"]
+        kinds = ["i8", "u4", "f4", "u1", "f4", "u1", "u1", "u4", "f8", "f8", "i8", "u4", "f8", "f8", "f8"]
         for array, kind in zip(arrays, kinds, strict=True):
             assert array.dtype == np.dtype(kind)
             assert array.flags.c_contiguous
@@ -186,9 +190,6 @@ class Serving:
         addresses = [array.ctypes.data for array in arrays]
         self._place = np.array([*addresses[:4], self.n_clusters, n_items, *addresses[4:]], np.int64)
         assert len(self._place) == PLACES
-        p = parameters
-        self._mode = MODES[p.mode]
-        self._settings = (p.alpha, p.explore_share, p.randomize_top, p.fresh == "first", p.fresh_share)
         room = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
         self._products = np.empty(self.n_clusters, np.float32)
         self._shortlist = np.empty(room, np.int64), np.empty(room)
@@ -231,25 +232,30 @@ class Serving:
             exclude, candidates: item indices i64[n]; without candidates every item is one. Numbers that are no
                 item's are ignored.
         """
-        alpha, share, top, first, fresh_share = self._settings
-        if mode is None:
-            mode = self._mode
-        else:
-            share = 1.0
-        wanted = _NO_ITEMS if candidates is None else candidates
-        got, used = choose_kernel(
-            *(self._place, clusters, weights, exclude, wanted, candidates is not None, k, mode),
-            *(alpha, share, top, first, fresh_share, word),
-        )
-        numbers = self._numbers[:, :got].copy()
-        return Slate(self._index[:got].copy(), numbers[0], numbers[1], used)
+        place, wanted = self._place, 0
+        limited = candidates is not None or len(exclude) > 0
+        if limited:
+            limit(place, exclude, EXCLUDED)
+        if candidates is not None:
+            wanted = CANDIDATE
+            limit(place, candidates, CANDIDATE)
+        got, used = choose_kernel(place, clusters, weights, wanted, k, -1 if mode is None else mode, word)
+        if limited:
+            limit(place, exclude, 0)
+        if candidates is not None:
+            limit(place, candidates, 0)
+        scores, propensities = self._numbers[:, :got].copy()
+        return Slate(self._index[:got].copy(), scores, propensities, used)
 
 
-def _aligned_zeros(n_items: int) -> NDArray[np.float64]:
-    """f64[N, 2] of zeros whose rows lie on 16 bytes: the kernel moves a row at once."""
-    flat = np.zeros(2 * n_items + 1)
-    shift = flat.ctypes.data % 16 // 8
-    return flat[shift : shift + 2 * n_items].reshape(n_items, 2)
+def _blank_sums(n_items: int) -> NDArray[np.float32]:
+    """The sums of bandits/reaching.py, rows (0, -0.0), on a cache line: the kernel looks at whole blocks."""
+    n = -(-n_items // BLOCK) * BLOCK
+    flat = np.zeros(2 * n + 16, np.float32)
+    shift = -flat.ctypes.data % 64 // 4
+    sums = flat[shift : shift + 2 * n].reshape(n, 2)
+    sums[:, 1] = -0.0
+    return sums
 
 
 class DiagLinUCB:

@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 
 intrinsic: Any = _typed_intrinsic  # its calls have fewer arguments than its type says
 
-_I64, _TWO = ir.IntType(64), ir.VectorType(ir.DoubleType(), 2)
-F32_MAX = 3.0e38  # means beyond it are held there: an infinite mean times a zero weight would be NaN
-F32_TINY = 1.0e-30  # a sum of widths that is 0 means "not touched" to the kernel that chooses
+F32_MAX = 1.0e35  # means beyond it are held there, so that no float32 sum over a user's clusters overflows
+F32_TINY = 1.0e-30  # an edge has some width, however often it was shown
 
 
 @intrinsic
@@ -59,45 +58,6 @@ def store_pair(typingctx, address, mean, inverse):  # type: ignore[no-untyped-de
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32, types.float32), codegen
-
-
-@intrinsic
-def add_pair(typingctx, sums, pair, w, w2):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """sums += (w mean, w2 |inverse|) for two float64 at address `sums`; 1 if the second was 0 before, else 0.
-
-    The pair is read by one atomic load. Written out because the compiler's code for the plain loop takes twice as long.
-    """
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        word = builder.load_atomic(builder.inttoptr(args[1], _I64.as_pointer()), ordering="monotonic", align=8)
-        word = builder.and_(word, ir.Constant(_I64, 0x7FFFFFFFFFFFFFFF))  # without the sign of the inverse
-        pair = builder.fpext(builder.bitcast(word, ir.VectorType(ir.FloatType(), 2)), _TWO)
-        factors = ir.Constant(_TWO, ir.Undefined)
-        for i in (0, 1):
-            factors = builder.insert_element(factors, args[2 + i], ir.Constant(ir.IntType(32), i))
-        second = builder.add(args[0], ir.Constant(_I64, 8))
-        before = builder.load(builder.inttoptr(second, _I64.as_pointer()))
-        place = builder.inttoptr(args[0], _TWO.as_pointer())
-        old = builder.load(place, align=16)
-        builder.store(builder.fadd(old, builder.fmul(pair, factors)), place, align=16)
-        return builder.zext(builder.icmp_unsigned("==", before, ir.Constant(_I64, 0)), _I64)
-
-    return types.int64(types.int64, types.int64, types.float64, types.float64), codegen
-
-
-@intrinsic
-def take(typingctx, sums):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """The two float64 at this address, which become 0."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        place = builder.inttoptr(args[0], _TWO.as_pointer())
-        old = builder.load(place, align=16)
-        builder.store(ir.Constant(_TWO, [0.0, 0.0]), place, align=16)
-        return cgutils.pack_struct(
-            builder, [builder.extract_element(old, ir.Constant(ir.IntType(32), i)) for i in (0, 1)]
-        )
-
-    return types.UniTuple(types.float64, 2)(types.int64), codegen
 
 
 # ---------------------------------------------------------------------------------------------------------- learning

@@ -10,8 +10,12 @@ from scipy.stats import chisquare
 
 from bandits.choosing import best_of_normals
 from bandits.diag_linucb import MODES, DiagError, DiagLinUCB, DiagParameters
+from bandits.graph import Graph
+from bandits.reaching import MOST
 from tests.bandits.diag_problems import Problem, random_graph, random_problem, serve
 from tests.naive import diag as naive
+
+DEFAULTS = {"explore_share": 1.0, "fresh": "prior", "fresh_share": 0.5}
 
 
 def random_settings(rng: np.random.Generator) -> dict[str, Any]:
@@ -55,6 +59,41 @@ def test_a_slate_equals_the_slow_twin(block: int) -> None:
             assert_allclose(slate.propensities[known], expected[known], rtol=1e-12, err_msg=str(seed))
             if len(twin) > 1:
                 assert np.isnan(slate.propensities[~known]).all(), seed
+
+
+@pytest.mark.parametrize("joined", [0.004, 0.03, 0.3], ids=["listed", "either", "all items"])
+def test_a_slate_of_many_items_equals_the_slow_twin(joined: float) -> None:
+    """Few edges for the number of items list what they meet, many look at every item; both drop items by stages."""
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        n_items, n_clusters = int(rng.integers(700, 1500)), int(rng.integers(2, 8))
+        met = rng.random((n_clusters, n_items)) < joined
+        indptr = np.concatenate(([0], np.cumsum(met.sum(axis=1))))
+        graph = Graph(
+            np.empty((n_clusters, 0), np.float32), indptr, np.nonzero(met)[1], tuple(map(str, range(n_items)))
+        )
+        size = float(rng.choice([1e-38, 1e-18, 1e-3, 1.0, 1e9, 1e34]))
+        pairs = (rng.standard_normal((len(graph.items), 2)) * (size, 1.0)).astype(np.float32)
+        alike = rng.random(len(pairs)) < rng.choice([0.0, 0.9])
+        pairs[alike] = (size, 0.5)  # ties, also with the last one taken
+        weights = rng.integers(0, 65536, n_clusters).astype(np.uint16)
+        weights[:] = weights[0] if rng.random() < 0.5 else weights
+        problem = Problem(graph, None, pairs, np.arange(n_clusters, dtype=np.uint32), weights)
+        settings: dict[str, Any] = {
+            **DEFAULTS,
+            "mode": str(rng.choice(["explore", "exploit"])),
+            "alpha": float(rng.choice([0.0, 1e-18, 0.5, 1e6])),
+            "randomize_top": int(rng.choice([1, 1, 30])),
+        }
+        paused = rng.integers(0, n_items, 100).tolist()
+        serving = serve(problem, paused=paused, **settings)
+        for k in (1, 10, MOST, MOST + 1):
+            word = int(rng.integers(0, 2**63))
+            slate = serving.choose(problem.clusters, weights, k, word)
+            twin = naive.choose(graph, pairs, problem.clusters, weights, k, word, **settings, paused=paused)
+            assert slate.items.tolist() == [row[0] for row in twin], seed
+            assert_allclose(slate.scores, [row[1] for row in twin], rtol=1e-12, err_msg=str(seed))
+            assert_allclose(slate.propensities, [row[2] for row in twin], rtol=1e-12, err_msg=str(seed))
 
 
 def test_the_chance_to_be_the_largest_normal_equals_a_fine_sum() -> None:

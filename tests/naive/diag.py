@@ -50,17 +50,21 @@ def nearest(centroids: Any, embedding: Any, k: int, temperature: float) -> tuple
 
 
 def moments(graph: Any, pairs: Any, clusters: Any, weights: Any) -> dict[int, tuple[float, float, bool]]:
-    """{item: (mean, width, fresh)} for the items joined to the context."""
-    found: dict[int, tuple[float, float, bool]] = {}
+    """{item: (mean, width, fresh)} for the items joined to the context.
+
+    Weights, products and sums are float32, each rounded, added in the order of the clusters; the rest is float64.
+    """
+    found: dict[int, tuple[np.float32, np.float32, bool]] = {}
     for c, q in zip(clusters, weights, strict=True):
-        w = int(q) / 65535.0
+        w = np.float32(int(q) / 65535.0)
         if q == 0:
             continue
         for e in range(graph.indptr[c], graph.indptr[c + 1]):
-            mean, spread, fresh = found.get(int(graph.items[e]), (0.0, 0.0, True))
-            m, inverse = float(pairs[e, 0]), float(pairs[e, 1])
-            found[int(graph.items[e])] = (mean + w * m, spread + w * w * abs(inverse), fresh and inverse < 0)
-    return {j: (mean, math.sqrt(spread), fresh) for j, (mean, spread, fresh) in found.items()}
+            mean, spread, fresh = found.get(int(graph.items[e]), (np.float32(0.0), np.float32(0.0), True))
+            m, inverse = np.float32(pairs[e, 0]), np.float32(pairs[e, 1])
+            played = bool(inverse > 0)
+            found[int(graph.items[e])] = (mean + w * m, spread + (w * w) * abs(inverse), fresh and not played)
+    return {j: (float(mean), math.sqrt(float(spread)), fresh) for j, (mean, spread, fresh) in found.items()}
 
 
 def choose(
