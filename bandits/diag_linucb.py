@@ -24,6 +24,7 @@ from bandits import kernels
 from bandits.choosing import CANDIDATE, EXCLUDED, EXPLOIT, EXPLORE, PLACES, THOMPSON, limit
 from bandits.choosing import choose as choose_kernel
 from bandits.graph import Graph, by_item
+from bandits.nearest import LANES, nearest
 from bandits.reaching import BLOCK, MOST
 
 MODES = {"explore": EXPLORE, "exploit": EXPLOIT, "thompson": THOMPSON}
@@ -191,7 +192,7 @@ class Serving:
         self._place = np.array([*addresses[:4], self.n_clusters, n_items, *addresses[4:]], np.int64)
         assert len(self._place) == PLACES
         room = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
-        self._products = np.empty(self.n_clusters, np.float32)
+        self._products = np.empty(self.n_clusters + LANES, np.float32)
         self._shortlist = np.empty(room, np.int64), np.empty(room)
 
     def nearest(self, embedding: ArrayLike) -> Context:
@@ -205,11 +206,7 @@ class Serving:
             raise DiagError("embedding", f"must have {self.centroids.shape[1]} numbers, has shape {vector.shape}")
         k = min(self.parameters.clusters_per_user, self.n_clusters)
         context = Context(np.empty(k, np.uint32), np.empty(k, np.uint16))
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-            np.dot(self.centroids, vector, out=self._products)
-        found = kernels.nearest(
-            self._products, self.centroids, vector, self.parameters.temperature, *self._shortlist, *context
-        )
+        found = nearest(self.centroids, vector, self.parameters.temperature, self._products, *self._shortlist, *context)
         if found < k:
             raise DiagError("embedding", "must hold finite numbers of a usual size")
         return context

@@ -1,4 +1,4 @@
-"""The loops of Diag-LinUCB: learn, refresh, nearest. Arrays in, arrays out; bandits/diag_linucb.py says what they mean.
+"""The loops of Diag-LinUCB: learn and refresh. Arrays in, arrays out; bandits/diag_linucb.py says what they mean.
 
 Two orders of the same edges, both fixed by the graph:
 
@@ -15,7 +15,6 @@ sees an old row or a new one and never half of each.
 """
 
 # ruff: noqa: ARG001 - the arguments of an intrinsic are names for its types; its code generator gets the values.
-import math
 from typing import Any
 
 import numpy as np
@@ -179,61 +178,3 @@ def refresh_all(
     base = pairs.ctypes.data
     for e in range(edges.shape[0]):
         _refresh_one(base + 8 * serving[e], edges[e, 0], edges[e, 1], prior, g)
-
-
-@njit(cache=True, nogil=True)
-def nearest(
-    products: NDArray[np.float32],
-    centroids: NDArray[np.float32],
-    embedding: NDArray[np.float32],
-    temperature: float,
-    shortlist: NDArray[np.int64],
-    similarity: NDArray[np.float64],
-    clusters: NDArray[np.uint32],
-    weights: NDArray[np.uint16],
-) -> int:
-    """The clusters.shape[0] centroids of largest inner product with `embedding`, nearest first, and their weights.
-
-    `products` f32[C] are those inner products as BLAS has them: fast, and rounded as the machine likes. They only make
-    a shortlist a little longer than asked for; it is ranked again in float64, ties to the lower cluster. The weights
-    softmax(similarity / temperature) are rounded to 1/65535. Returns how many were found: fewer than asked only when a
-    product is not finite.
-    """
-    room, found = shortlist.shape[0], 0
-    threshold = np.float32(-np.inf)
-    for c in range(centroids.shape[0]):
-        s = products[c]
-        if s > threshold or (found < room and s == s):
-            i = found if found < room else room - 1
-            while i > 0 and similarity[i - 1] < s:
-                similarity[i] = similarity[i - 1]
-                shortlist[i] = shortlist[i - 1]
-                i -= 1
-            similarity[i] = s
-            shortlist[i] = c
-            if found < room:
-                found += 1
-            if found == room:
-                threshold = np.float32(similarity[room - 1])
-    for j in range(found):  # again in float64, by insertion
-        c = shortlist[j]
-        exact = 0.0
-        for i in range(embedding.shape[0]):
-            exact += float(centroids[c, i]) * float(embedding[i])
-        if not math.isfinite(exact):
-            return 0
-        i = j
-        while i > 0 and (similarity[i - 1] < exact or (similarity[i - 1] == exact and shortlist[i - 1] > c)):
-            similarity[i] = similarity[i - 1]
-            shortlist[i] = shortlist[i - 1]
-            i -= 1
-        similarity[i] = exact
-        shortlist[i] = c
-    wanted = min(found, clusters.shape[0])
-    total = 0.0
-    for i in range(wanted):
-        total += math.exp((similarity[i] - similarity[0]) / temperature)
-    for i in range(wanted):
-        clusters[i] = shortlist[i]
-        weights[i] = int(65535.0 * (math.exp((similarity[i] - similarity[0]) / temperature) / total) + 0.5)
-    return wanted

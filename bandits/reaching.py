@@ -142,7 +142,7 @@ def _lowest_bit(typingctx, bits):  # type: ignore[no-untyped-def]  # pragma: no 
 
 
 @intrinsic
-def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def prefetch(typingctx, address):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Ask for the cache line of this address; any address will do."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -177,9 +177,9 @@ def ask_for_segments(place: Any, clusters: Any) -> int:
             first, last = indptr[c], indptr[c + np.uint64(1)]
             n_edges += last - first
             for e in range(first, min(last, first + AHEAD), 16):
-                _prefetch(place[1] + 4 * e)
-                _prefetch(place[2] + 8 * e)
-                _prefetch(place[2] + 8 * e + 64)
+                prefetch(place[1] + 4 * e)
+                prefetch(place[2] + 8 * e)
+                prefetch(place[2] + 8 * e + 64)
     return n_edges
 
 
@@ -226,7 +226,7 @@ def _below(score: float) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _push(score: float, top: Any, n: int) -> None:
+def push(score: float, top: Any, n: int) -> None:
     """Into the n best scores, in descending order. No branch: which scores are pushed cannot be predicted."""
     for i in range(np.uint64(n)):
         other = top[i]
@@ -283,7 +283,7 @@ def best_of_listed(
                 ids[kept] = j
                 scores[kept] = score
                 kept += np.uint64(1)
-                _push(score, top, n)
+                push(score, top, n)
         threshold = _below(top[n - 1])
     return _keep(ids, scores, np.int64(kept), top[n - 1])
 
@@ -311,7 +311,7 @@ def best_of_all(place: Any, wanted: int, alpha: float, n: int, ids: Any, scores:
                 ids[kept] = j
                 scores[kept] = score
                 kept += np.uint64(1)
-                _push(score, top, n)
+                push(score, top, n)
                 threshold = _below(top[n - 1])
         _blank(sums + np.int64(8 * block))
     return _keep(ids, scores, np.int64(kept), top[n - 1])
