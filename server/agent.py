@@ -45,7 +45,6 @@ from streaming.control import (
     ControlRecord,
     ControlState,
     GraphPut,
-    ItemPut,
     KeyAdd,
     Policy,
     from_json,
@@ -244,8 +243,6 @@ class Agent:
         try:
             if isinstance(record, GraphPut):
                 self._check_graph(record, policy)
-            if isinstance(record, ItemPut):
-                self._check_item(record, policy)
         except GraphError as error:
             raise errors.invalid(error.field, f"{error}.") from None
         except NotFound:
@@ -265,12 +262,6 @@ class Agent:
                     f"keeps_clusters needs the same {before.n_clusters} clusters, this graph has {graph.n_clusters}"
                 )
                 raise GraphError("centroids", sentence)
-
-    def _check_item(self, record: ItemPut, policy: Policy | None) -> None:
-        if policy is None or not policy.spec.is_diag:
-            return
-        if policy.graph is None or record.id not in self._graph(policy.graph.blob).ids:
-            raise errors.unknown_item(record.policy, record.id)
 
     def _append_control(self, record: ControlRecord) -> int:
         """Appends the next control record and its pointers in one append."""

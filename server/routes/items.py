@@ -126,7 +126,9 @@ def clusters_of(graph: Graph, embedding: list[float]) -> list[int]:
         detail = f"The embedding has {len(embedding)} numbers; the graph's centroids have {dim}."
         raise errors.invalid("embedding", detail)
     n = max(1, round(len(graph.items) / len(graph.ids)))
-    similarity = graph.centroids.astype(np.float64) @ np.asarray(embedding)
+    vector = np.asarray(embedding, np.float64)
+    vector /= np.abs(vector).max() or 1.0  # the order is the same, and no product overflows
+    similarity = graph.centroids.astype(np.float64) @ vector
     return sorted(int(c) for c in np.argsort(-similarity, kind="stable")[:n])
 
 

@@ -258,7 +258,6 @@ def test_what_control_refuses_changes_nothing(parts: Parts) -> None:
         (PolicyPut("h", PolicySpec("ucb1"), ["a"]), None, 409),
         (ItemPut("no such", "x"), None, 404),
         (ItemDelete("h", "x"), None, 404),
-        (ItemPut("films", "no such", True), None, 404),
         (GraphPut("h", blob), None, 409),
         (GraphPut("films", "00" * 32), None, 422),
         (GraphPut("films", broken), None, 422),
