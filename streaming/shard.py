@@ -351,7 +351,7 @@ class Shard:
         for name in [name for name in self.state.tables if name.endswith(f"/{number}")]:
             if not name.startswith("answered/"):
                 self.state.drop(name)
-        del self._policies[number]
+        self._policies.pop(number, None)  # not there: a Diag-LinUCB policy that has no graph yet
 
     def _change(self, policy: Policy, before: Policy | None, log_time_ms: int) -> None:
         number = policy.number

@@ -229,6 +229,18 @@ def test_a_policy_that_goes_leaves_its_counts_and_nothing_else() -> None:
     assert m.state["outcomes/0"][0, COLUMNS.index("decisions_gone")] == 1
 
 
+def test_a_policy_that_goes_before_it_had_a_graph() -> None:
+    m = Machine()
+    m.control(PolicyPut("bare", PolicySpec("diag-linucb", m.reward)))
+    bare = m.n
+    m.reload()
+    m.control(PolicyDelete("bare"))
+    assert not [name for name in m.state.tables if name.endswith(f"/{bare}")]
+    assert m.answer(m.decision(), 0, 1.0) == "applied"
+    for batch in (1, 1000):
+        assert m.state.equal(m.replayed(batch)) == []
+
+
 def test_an_unknown_event_stops_the_shard_with_its_place() -> None:
     m = Machine()
     event = bytearray(events.decision(m.decision(sent=False), 0))
