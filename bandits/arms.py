@@ -346,10 +346,12 @@ class Arms:
         raise NotImplementedError
 
 
-def positive(field: str, value: float) -> None:
-    """Refuse a hyper-parameter that is not a positive finite number."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise ParameterError(field, f"must be a positive number, not {value!r}")
+def number(field: str, value: float, low: float, high: float, whole: bool = False) -> None:
+    """Refuse a hyper-parameter that is not a number (a whole one) from `low` to `high`."""
+    kind = int if whole else (int, float)
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+        what = "whole number" if whole else "number"
+        raise ParameterError(field, f"must be a {what} from {low:g} to {high:g}, not {value!r:.40}")
 
 
 def make(algorithm: str, params: Mapping[str, Any]) -> ArmPolicy:

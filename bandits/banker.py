@@ -37,11 +37,11 @@ from bandits.arms import (
     ParameterError,
     Records,
     lesson,
-    positive,
+    number,
     restrict,
     tally,
 )
-from bandits.mirror import log_barrier, recentre, tsallis
+from bandits.mirror import log_barrier, recentre
 from bandits.scalar import log
 
 V, Q, QMAX, C, M, N, STARTED, RING = 0, 1, 2, 3, 4, 5, 6, 7  # header of `reserve`
@@ -188,11 +188,9 @@ class Banker(Arms):
         if self.regularizer == "tsallis" and self.rule == "reserve":
             raise ParameterError("regularizer", '"tsallis" goes with rule "classic" only')
         if self.c is not None:
-            positive("c", self.c)
-        if not (isinstance(self.rho, (int, float)) and 0 <= self.rho <= 100):
-            raise ParameterError("rho", f"must be a number from 0 to 100, not {self.rho!r}")
-        if not (isinstance(self.max_outstanding, int) and 1 <= self.max_outstanding <= 1_000_000):
-            raise ParameterError("max_outstanding", f"must be a whole number from 1, not {self.max_outstanding!r}")
+            number("c", self.c, 1e-9, 1e9)
+        number("rho", self.rho, 0, 100)
+        number("max_outstanding", self.max_outstanding, 1, 1_000_000, whole=True)
 
     @property
     def classic(self) -> bool:
@@ -203,7 +201,7 @@ class Banker(Arms):
     def investment(self) -> float:
         """c, or its default for the rule and the regularizer."""
         if self.c is not None:
-            return self.c
+            return float(self.c)  # a whole number would have the kernels compiled again for its type
         return (0.3 if self.regularizer == "tsallis" else 0.5) if self.classic else 2.0
 
     @property
@@ -244,7 +242,7 @@ class Banker(Arms):
     def _weigh(self, state: Floats, active: Mask, chances: Floats, scores: Floats) -> None:
         if self.classic:
             barrier = self.regularizer == "log-barrier"
-            banker_classic.weigh(state, active, barrier, self.investment, self.rho, chances)
+            banker_classic.weigh(state, active, barrier, self.investment, float(self.rho), chances)
         else:
             weigh(state, active, chances)
         scores[:] = chances
@@ -258,7 +256,7 @@ class Banker(Arms):
         if self.classic:
             barrier = self.regularizer == "log-barrier"
             banker_classic.learn_classic(
-                states, n_arms, barrier, self.investment, self.rho, self.max_outstanding, ops, status
+                states, n_arms, barrier, self.investment, float(self.rho), self.max_outstanding, ops, status
             )
         else:
             learn_reserve(states, n_arms, self.investment, ops, status)
@@ -268,6 +266,3 @@ class Banker(Arms):
         if self.classic:
             return float(state[banker_classic.V]), float(state[banker_classic.SIGMA_OUT])
         return float(state[V]), 0.0
-
-
-__all__ = ["HEADER", "Banker", "learn_one", "log_barrier", "point", "tsallis"]

@@ -27,6 +27,7 @@ from bandits.arms import (
     ParameterError,
     Records,
     lesson,
+    number,
     share_best,
     tally,
 )
@@ -331,11 +332,10 @@ class EpsilonGreedy(Arms):
     learns_slate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.epsilon, (int, float)) and 0 <= self.epsilon <= 1):
-            raise ParameterError("epsilon", f"must be a number from 0 to 1, not {self.epsilon!r}")
+        number("epsilon", self.epsilon, 0, 1)
 
     def _weigh(self, state: Floats, active: Mask, chances: Floats, scores: Floats) -> None:
-        weigh_greedy(state, self.epsilon, active, chances, scores)
+        weigh_greedy(state, float(self.epsilon), active, chances, scores)
 
     def _learn(self, states: Floats, n_arms: int, ops: Records, status: NDArray[np.uint8]) -> None:
         del n_arms

@@ -8,7 +8,6 @@ open at once while the window stays the same; after a change two may share a slo
 """
 
 from numba import njit
-from numpy.typing import NDArray
 
 from bandits.arms import Floats
 
@@ -59,8 +58,3 @@ def add(state: Floats, ring: int, time_ms: int, window_ms: int, count: float, re
         state[ring] = first
     state[bucket + 1] += count
     state[bucket + 2] += reward
-
-
-def open_buckets(state: Floats, ring: int) -> NDArray:  # type: ignore[type-arg]
-    """A view of the ring's buckets, shape (SLOTS, 3): closes_ms, decisions, rewards."""
-    return state[ring + 1 : ring + RING].reshape(SLOTS, 3)

@@ -1,10 +1,12 @@
 """One battery for every K-armed policy."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from bandits import arms
+from bandits import arms, banker, banker_classic, classic
 from tests.bandits.arms_cases import POLICIES, history, learned, live, policy
 
 EVERY = pytest.mark.parametrize("name", POLICIES)
@@ -222,9 +224,15 @@ def test_a_draw_never_falls_back_on_an_impossible_arm():
         ("banker", {"rule": "best"}, "rule"),
         ("banker", {"c": 0}, "c"),
         ("banker", {"c": "big"}, "c"),
+        ("banker", {"c": 10**400}, "c"),
+        ("banker", {"c": math.nan}, "c"),
+        ("banker", {"c": True}, "c"),
+        ("banker", {"rho": 10**400}, "rho"),
         ("banker", {"rho": -1}, "rho"),
         ("banker", {"rule": "classic", "max_outstanding": 0}, "max_outstanding"),
+        ("banker", {"rule": "classic", "max_outstanding": 2.0}, "max_outstanding"),
         ("epsilon-greedy", {"epsilon": 2}, "epsilon"),
+        ("epsilon-greedy", {"epsilon": True}, "epsilon"),
         ("thompson-beta", {"alpha": 1}, "alpha"),
         ("thompson-beta", {"propensity": "yes"}, "propensity"),
         ("ucb1", {"alpha": 1}, "alpha"),
@@ -235,6 +243,26 @@ def test_a_wrong_parameter_is_named(algorithm, params, field):
         arms.make(algorithm, params)
     assert error.value.field == field
     assert str(error.value).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "whole", "kernels"),
+    [
+        ("banker", {"c": 2}, (banker.learn_reserve, banker.weigh)),
+        ("banker", {"rule": "classic", "c": 1, "rho": 0}, (banker_classic.learn_classic, banker_classic.weigh)),
+        ("epsilon-greedy", {"epsilon": 0}, (classic.weigh_greedy,)),
+    ],
+)
+def test_a_whole_number_compiles_no_kernel_anew(algorithm, whole, kernels):
+    """A configuration's 2 is 2.0: a server must not stop for seconds to compile its kernels for whole numbers."""
+
+    def used(params):
+        p = arms.make(algorithm, params)
+        states, _ = learned(p, K, history(np.random.default_rng(1), K, 20, amend=False))
+        p.draw(states[0], np.ones(K, bool), 1, np.random.default_rng(1), arms.EXPLORE, 0)
+        return [len(kernel.signatures) for kernel in kernels]
+
+    assert used({name: float(v) if name in ("c", "rho", "epsilon") else v for name, v in whole.items()}) == used(whole)
 
 
 @EVERY
