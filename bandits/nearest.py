@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from bandits.reaching import prefetch, push
+from bandits.kernels import prefetch
+from bandits.reaching import push
 
 LANES = 64  # room for as many is needed behind the products
 _AHEAD_BYTES = 2048  # centroids are asked for this long before they are used

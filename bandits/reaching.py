@@ -19,14 +19,14 @@ from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 
-from bandits.kernels import intrinsic
+from bandits.kernels import intrinsic, prefetch
 
 BLOCK = 16  # items looked at together by `best_of_all`
 MOST = 64  # largest n the functions of this module serve
 AHEAD = 64  # edges of every segment asked for before the first is read
 FIRST_STAGE = 32  # items scored before there is a threshold
 
-_BIT, _BYTE, _I32, _I64, _FLOAT = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_BIT, _I32, _I64, _FLOAT = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _PAIR = ir.VectorType(_FLOAT, 2)
 _BLANK = 1 << 63  # the bits of (0, -0.0)
 
@@ -139,20 +139,6 @@ def _lowest_bit(typingctx, bits):  # type: ignore[no-untyped-def]  # pragma: no 
         return builder.cttz(args[0], _BIT(1))
 
     return types.int64(types.int64), codegen
-
-
-@intrinsic
-def prefetch(typingctx, address):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Ask for the cache line of this address; any address will do."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _BYTE.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(call, [builder.inttoptr(args[0], pointer), _I32(0), _I32(3), _I32(1)])  # a read, of data, to keep
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
 
 
 @intrinsic
