@@ -71,12 +71,18 @@ def microseconds(calls: list[Callable[[], Any]]) -> float:
     return (time.perf_counter_ns() - begin) / 1e3 / len(calls)
 
 
-def interleaved(variants: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Microseconds a call of each variant in each round, after one round that is not counted."""
+def interleaved(
+    variants: dict[str, list[Callable[[], Any]]], rounds: int, slices: int = 1
+) -> dict[str, NDArray[np.float64]]:
+    """Microseconds a call of each variant in each round, after one round that is not counted.
+
+    With slices, a round takes one of so many parts of the calls, each variant another one: a round is short, and no
+    variant finds what the one before it left in the cache.
+    """
     times = {name: np.array([]) for name in variants}
     for r in range(rounds + 1):
-        for name, calls in variants.items():
-            us = microseconds(calls)
+        for v, (name, calls) in enumerate(variants.items()):
+            us = microseconds(calls[(r + 2 * v) % slices :: slices])
             times[name] = np.append(times[name], us) if r else times[name]
     return times
 
@@ -101,7 +107,8 @@ def run_choose(per_cluster: int, rounds: int, calls: int) -> dict[str, float]:
             "choose": kernel(choose_kernel),
             "serving": [lambda c=c, w=w: serving.choose(c, w, SLATE, 12345) for c, w in contexts],
         },
-        rounds,
+        5 * rounds * max(1, 400 // per_cluster),  # the shorter, the more of them
+        slices=5,
     )
     return {
         "touch_us": float(np.median(times["touch"])),
