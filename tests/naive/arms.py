@@ -8,7 +8,7 @@ import math
 
 from bandits.scalar import exp, log
 
-PLAY = 0
+PLAY, ANSWER = 0, 1
 
 
 def solve(total_of, target_low):
@@ -54,6 +54,11 @@ class Reserve:
     def chances(self):
         return log_barrier(self.pool)
 
+    def grow(self, n_arms):
+        """New arms enter at the pool's mean."""
+        more, mean = n_arms - self.K, sum(self.pool) / self.K
+        self.K, self.pool, self.A = n_arms, self.pool + [mean] * more, self.A + [0.0] * more
+
     def borrow(self, V):
         self.pool = [y * self.V / V for y in self.pool]
         self.V = V
@@ -86,7 +91,7 @@ class Reserve:
                 self.n += k
         none = math.isnan(op["default"])
         if op["kind"] == PLAY and none:
-            return
+            return True
         first = op["kind"] == PLAY or op["first"]
         new = op["default"] if op["kind"] == PLAY else op["new"]
         old = 0.0 if first else op["old"]
@@ -99,6 +104,7 @@ class Reserve:
         bucket[1] += new - old
         if op["p"] > 0:
             self.teach(int(op["arm"]), (self.m - new) if first else old - new, op)
+        return op["p"] > 0
 
 
 class Classic:
@@ -166,12 +172,13 @@ class Classic:
         self.arrived += (play["out"] + 1) * loss * loss
 
     def learn(self, op):
+        """Whether there was money for it: room for a play, or a play that waits for this answer."""
         for decision in [d for d, play in self.waiting.items() if op["log_time_ms"] > play["expires"]]:
             play = self.waiting.pop(decision)
             self.settle(play, None if math.isnan(play["default"]) else play["default"])
         if op["kind"] == PLAY:
             if len(self.waiting) >= self.room or not op["p"] > 0:
-                return
+                return False
             sigma = self.sigma()
             V, self.pool, y = self.withdraw(sigma)
             self.borrowed += max(V, sigma) - self.V
@@ -188,8 +195,11 @@ class Classic:
             }
             self.t += 1
             self.everyone += out + 1
-        elif int(op["decision"]) in self.waiting:
-            self.settle(self.waiting.pop(int(op["decision"])), float(op["new"]))
+            return True
+        if int(op["decision"]) not in self.waiting:
+            return False
+        self.settle(self.waiting.pop(int(op["decision"])), float(op["new"]))
+        return True
 
 
 class Rewards:

@@ -13,6 +13,7 @@ from streaming import events, token
 from streaming.control import ControlError, ControlState, from_json
 from streaming.log import Record
 from streaming.shards import segments_of_shard, shard_of_item
+from tests.naive import arms
 
 
 def split(data: bytes):
@@ -54,7 +55,8 @@ def context_of(body: bytes) -> token.Context:
 
 
 class NaiveShard:
-    """Counts of outcomes, Diag-LinUCB's (b, d) per (policy, cluster, item id), plays and rewards per item id."""
+    """Counts of outcomes, Diag-LinUCB's (b, d) per (policy, cluster, item id), plays and rewards per item id, and the
+    slow twins of Banker's banks."""
 
     def __init__(self, number: int, shards: int, blobs) -> None:
         self.number, self.shards, self.blobs = number, shards, blobs
@@ -68,7 +70,7 @@ class NaiveShard:
         self.streams: dict = {}
         self.origin: dict = {}
         self.banks: dict = {}  # policy number -> bank keys in order of first use
-        self.homeless = 0
+        self.bankers: dict = {}  # (policy number, bank key) -> slow twin, for Banker's policies
         self.ids: dict = {}  # policy number -> {item number: id}
 
     def run(self, records: list[Record]) -> None:
@@ -83,7 +85,7 @@ class NaiveShard:
                 elif kind == events.SEGMENT:
                     self._has_bank(sequence, key)
                 elif kind == events.DECISION:
-                    self._decision(context_of(body), sequence)
+                    self._decision(context_of(body), sequence, record.time_ms)
                 elif kind == events.REWARD:
                     self.outcomes[self._reward(context_of(body), slot, reward, key, record.time_ms)] += 1
 
@@ -108,6 +110,9 @@ class NaiveShard:
                 self._graph(policy, old_graph.graph if old_graph else None)
         else:
             self.ids[number] = {item.number: item.id for item in policy.items if not item.removed}
+            for (of, _), twin in self.bankers.items():
+                if of == number and len(policy.items) > twin.K:
+                    twin.grow(len(policy.items))
         assert number in before or policy.name in self.control.policies
 
     def _graph(self, policy, before) -> None:
@@ -154,7 +159,21 @@ class NaiveShard:
                 return key in banks
         return False
 
-    def _decision(self, c: token.Context, sequence: int) -> None:
+    def _bank(self, policy, c: token.Context, kind: int, slot: int, time_ms: int, **rewards) -> bool:
+        """One operation on the twin of a Banker's bank, made on first use; whether the bank could pay for it."""
+        if policy.spec.algorithm != "banker":
+            return True
+        learner, n_arms = policy.spec.arm_policy(), len(policy.items)
+        if (c.policy, c.bank) not in self.bankers:
+            twin = arms.Classic(n_arms, room=learner.max_outstanding) if learner.classic else arms.Reserve(n_arms)
+            self.bankers[c.policy, c.bank] = twin
+        op = {"kind": kind, "first": False, "old": 0.0, "new": 0.0, "log_time_ms": time_ms, **rewards}
+        op |= {name: getattr(c, name) for name in ("decision", "time_ms", "window_ms", "p", "w", "a", "c")}
+        op["default"] = math.nan if c.default is None else c.default
+        op["arm"] = [item.number for item in policy.items].index(int(c.items[slot]))
+        return self.bankers[c.policy, c.bank].learn(op)
+
+    def _decision(self, c: token.Context, sequence: int, time_ms: int) -> None:
         stream = c.decision >> 32
         last = self.streams.get(stream, -1)
         policy = self._policy(c)
@@ -174,6 +193,7 @@ class NaiveShard:
             for number in shown if self._has_bank(c.policy, c.bank) and funded else []:
                 if number in self.ids[c.policy]:
                     self.plays[c.policy, c.bank, self.ids[c.policy][number]] += 1
+                    self._bank(policy, c, arms.PLAY, 0, time_ms)
             return
         for number in c.items.tolist():
             item = self.ids[c.policy].get(number)
@@ -196,8 +216,6 @@ class NaiveShard:
         slate = policy.spec.is_diag or policy.spec.arm_policy().learns_slate
         if not slate and (slot > 0 or not c.funded):
             return "unfunded"
-        if c.kind == token.ARMS and not self._has_bank(c.policy, c.bank):
-            self.homeless += 1  # judged as any other, but there is no bank to learn it
         how = token.AGGREGATIONS[c.aggregation]
         if key and how != "first":
             if (c.decision, slot, key) in self.event_ids:
@@ -205,21 +223,25 @@ class NaiveShard:
             self.event_ids.add((c.decision, slot, key))
         if (c.decision, slot) not in self.aggregate:
             self.aggregate[c.decision, slot] = reward
-            self._answer(policy, c, item, c.default, reward)
-            return "applied"
+            return "applied" if self._answer(policy, c, slot, c.default, reward, time_ms) else "unfunded"
         old = self.aggregate[c.decision, slot]
         new = {"first": old, "last": reward, "max": max(old, reward), "sum": old + reward}[how]
         if how == "first" or (not key and (how == "sum" or new == old)):
             return "duplicate"
         self.aggregate[c.decision, slot] = new
-        self._answer(policy, c, item, old, new)
-        return "amended"
+        return "amended" if self._answer(policy, c, slot, old, new, time_ms) else "unfunded"
 
-    def _answer(self, policy, c: token.Context, item: str, old: float | None, new: float) -> None:
-        name = (c.policy, item) if c.kind == token.DIAG else (c.policy, c.bank, item)
-        self.rewards[name] += new - (old or 0.0)
+    def _answer(self, policy, c: token.Context, slot: int, old: float | None, new: float, time_ms: int) -> bool:
+        """Whether there was a bank, with money, to learn it."""
+        item = self.ids[c.policy][int(c.items[slot])]
         if c.kind == token.DIAG:
+            self.rewards[c.policy, item] += new - (old or 0.0)
             self._teach(policy, c, item, 1.0 if old is None else 0.0, new - (old or 0.0))
+            return True
+        if not self._has_bank(c.policy, c.bank):
+            return False
+        self.rewards[c.policy, c.bank, item] += new - (old or 0.0)
+        return self._bank(policy, c, arms.ANSWER, slot, time_ms, first=old is None, old=old or 0.0, new=new)
 
     def _teach(self, policy, c: token.Context, item: str, play: float, amount: float) -> None:
         half_life_s = policy.spec.diag().half_life_s

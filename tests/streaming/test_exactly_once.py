@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from bandits import banker, banker_classic
 from bandits.graph import Graph, by_item
 from streaming.contract import COLUMNS, OUTCOMES
 from streaming.control import ControlState
@@ -29,12 +30,7 @@ def check_against_twin(simulation: Simulation, shard: int, state: State) -> None
     twin = NaiveShard(shard, simulation.n_shards, simulation.store.get_blob)
     twin.run(simulation.records(shard))
     counts = outcomes(state)
-    # The bank's own refusal (classic, no money outstanding) is the one thing the twin does not know.
-    learned = ("applied", "amended", "unfunded")
-    assert sum(counts[name] for name in learned) == sum(twin.outcomes[name] for name in learned)
-    assert counts["unfunded"] >= twin.outcomes["unfunded"]
-    for name in set(COLUMNS) - set(learned):
-        assert counts[name] == twin.outcomes[name], name
+    assert counts == +twin.outcomes
     assert sum(counts[name] for name in OUTCOMES[:-1]) == simulation.rewards_logged[shard]
 
     control = ControlState.decode(state["control"].tobytes())
@@ -43,6 +39,31 @@ def check_against_twin(simulation: Simulation, shard: int, state: State) -> None
             check_edges(simulation, shard, state, twin, policy)
         elif policy.spec.algorithm == "thompson-beta":
             check_banks(state, twin, policy)
+        else:
+            check_bankers(state, twin, policy)
+
+
+def check_bankers(state: State, twin: NaiveShard, policy) -> None:
+    """Everything a bank of either rule has learned."""
+    number, learner = policy.number, policy.spec.arm_policy()
+    for key, row in zip(state[f"bank_keys/{number}"][:, 0].tolist(), state[f"banks/{number}"], strict=True):
+        slow = twin.bankers.get((number, key))
+        if slow is None:
+            assert row.tobytes() == learner.empty(len(policy.items)).tobytes()
+            continue
+        columns = learner.rows(row)
+        if learner.classic:
+            found = row[[banker_classic.V, banker_classic.C, banker_classic.S_ARRIVED, banker_classic.BORROWED]]
+            expected = [slow.V, slow.C, slow.arrived, slow.borrowed]
+            assert int(row[banker_classic.OUT]) == len(slow.waiting)
+            pool = columns[:, banker_classic.POOL]
+        else:
+            found = row[[banker.V, banker.Q, banker.QMAX, banker.C, banker.M, banker.N]]
+            expected = [slow.V, slow.Q, slow.Qmax, slow.C, slow.m or 0.0, slow.n]
+            pool = columns[:, banker.POOL]
+            np.testing.assert_allclose(columns[:, banker.A], slow.A, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(pool, slow.pool, rtol=1e-9, atol=1e-9)
 
 
 def check_banks(state: State, twin: NaiveShard, policy) -> None:
