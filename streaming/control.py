@@ -86,6 +86,7 @@ class Policy(msgspec.Struct):
     """A policy as the control records made it. `version` is the number of the last record that changed it.
 
     Arms stand in `items`; the items of a Diag-LinUCB policy are its graph's, their numbers the table numbers/{policy}.
+    The keys of `paused` are those that are not shown: a set would be written in another order by each process.
     """
 
     name: str
@@ -95,7 +96,7 @@ class Policy(msgspec.Struct):
     items: list[Item] = []
     next_item: int = 0
     graph: GraphRef | None = None
-    paused: set[str] = set()
+    paused: dict[str, None] = {}
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -241,7 +242,7 @@ class ControlState(msgspec.Struct):
         check_spec(record.spec)
         policy = self.policies.get(record.name)
         if policy is None:
-            policy = Policy(record.name, n, n, record.spec, [], 0, None, set())
+            policy = Policy(record.name, n, n, record.spec, [], 0, None, {})
         elif not same_shape(policy.spec, record.spec):
             raise ControlError(
                 "algorithm",
@@ -279,7 +280,10 @@ class ControlState(msgspec.Struct):
     def _item_put(self, n: int, record: ItemPut) -> Policy:
         policy = self._existing(record.policy)
         if policy.spec.is_diag:
-            (policy.paused.add if record.paused else policy.paused.discard)(record.id)
+            if record.paused:
+                policy.paused[record.id] = None
+            else:
+                policy.paused.pop(record.id, None)
         elif any(item.id == record.id and not item.removed for item in policy.items):
             self._live(policy, record.id).paused = record.paused
         elif len(policy.items) >= ARMS_MAX:
