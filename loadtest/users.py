@@ -329,8 +329,9 @@ class Crowd:
                 ledger.unreachable[route] += 1
             else:
                 ledger.statuses[route, answer.status] += 1
-                if answer.status not in (429, 503):  # 503: nothing was done, says the contract
+                if answer.status not in (429, 503):
                     return answer, lost + (answer.status >= 500)
+                lost += b":in-doubt" in answer.body  # of any other 503 the contract says that nothing was done
                 pause_s = answer.retry_after_s
             if time.monotonic() > give_up:
                 ledger.gave_up[route] += 1

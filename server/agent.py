@@ -84,7 +84,7 @@ class Agent:
         self.replica = Replica(store, manifest, host, folder, clock)
         self._replica_lock = threading.Lock()  # follower against arms and metrics
         self._control_lock = threading.Lock()
-        self.is_process = False  # in a process of its own it ends with its follower, and is started again
+        self.is_process = False  # in a process of its own it ends with its writer or follower, and is started again
         self._control = ControlState()
         self._stop = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
@@ -168,6 +168,8 @@ class Agent:
                 now = time.monotonic()
                 if now >= next_duty:
                     next_duty = now + DUTY_S
+                    if self.is_process and self.writer.crashed:
+                        os._exit(1)
                     self._beat()
                     self.host[BEHIND_SINCE] = self._behind_since()
                     self._store_is(THERE)

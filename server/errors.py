@@ -133,6 +133,14 @@ def unavailable(what: str, retry_after_s: float = 1.0) -> Problem:
     return Problem(503, "Unavailable", detail, retry_after=retry_after_s)
 
 
+def in_doubt(what: str, retry_after_s: float = 1.0) -> Problem:
+    """The request was handed on, and no answer will come. A reward that is sent again counts once all the same."""
+    detail = (
+        f"{what} The request may have been carried out; send it again: a reward that is there already is a duplicate."
+    )
+    return Problem(503, "In doubt", detail, retry_after=retry_after_s)
+
+
 def not_ready() -> Problem:
     detail = "This worker has not loaded its parameters yet; /readyz says when it has."
     return Problem(503, "Not ready", detail, retry_after=1.0)

@@ -8,7 +8,7 @@
     agent -> worker   PROBLEM    MessagePack [status, title, detail, field, retry after]
 
 A worker numbers its batches of decisions and its other requests apart. When the agent is gone, requests fail with 503
-at once and decisions wait in the outbox; a new connection sends them again.
+at once, those under way as being in doubt, and decisions wait in the outbox; a new connection sends them again.
 """
 
 import asyncio
@@ -184,7 +184,7 @@ class SocketChannel:
         self._connection = None
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(errors.unavailable(_AWAY))
+                future.set_exception(errors.in_doubt("The agent, which writes the event log, ended meanwhile."))
         self._waiting.clear()
         if not self._closed:
             self._task = self._loop.create_task(self._connect())

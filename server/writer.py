@@ -52,6 +52,11 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self.failure: Exception | None = None
 
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended by our own mistake, or by trouble that we do not know: a new process may do better."""
+        return self.failure is not None and not isinstance(self.failure, LogCorrupt)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -116,13 +121,14 @@ class Writer:
         except LogUnavailable as error:
             self._failed(taken, error)
         except Exception as error:
-            self.failure = error
             log.exception("the event log cannot be written: %s", error)
             self._host[LOG] = AWAY
+            with self._wake:  # nothing gets in any more, and nobody is left waiting
+                self.failure = error
+                taken = [*taken, *self._queue]
+                self._queue.clear()
             for work in taken:
                 work.done(error)
-            if not isinstance(error, LogCorrupt):
-                raise
         else:
             self._host[LOG] = THERE
             for work in taken:

@@ -95,6 +95,16 @@ async def test_answers_that_got_lost_leave_a_range(tiny: Tiny) -> None:
     assert report.balanced
 
 
+async def test_answers_in_doubt_leave_a_range(tiny: Tiny) -> None:
+    tiny.doubt = 5
+    habits = Habits(users=2, senders=1, delay=fixed(0), duplicate_share=0, late_share=0)
+    report = await simulate(tiny.url, [world(30)], habits, seconds=0.5, probe=False, drain_s=2)
+    lines = {line.outcome: line for line in report.books}
+    assert report.total.statuses["feedback", 503] == 5
+    assert (lines["duplicate"].low, lines["duplicate"].high, lines["duplicate"].server) == (0, 5, 5)
+    assert report.balanced
+
+
 async def test_503_is_repeated_after_the_time_it_names(tiny: Tiny) -> None:
     await set_up(tiny.url, world(30))
     tiny.refuse["/v1/recommend"] = tiny.refuse["/v1/feedback"] = 4

@@ -35,6 +35,7 @@ class Tiny:
     visible_after_s: float = 0.0  # how long a reward takes to show
     pause_s: float = 0.0  # every answer waits
     drop_answers: int = 0  # carry out so many feedback requests and close without an answer
+    doubt: int = 0  # carry out so many feedback requests and answer 503, in doubt
     refuse: Counter[str] = field(default_factory=Counter)  # path -> so many 503 answers
     forget: int = 0  # rewards that are accepted and then not counted: a server that loses acknowledged rewards
     policies: dict[str, Policy] = field(default_factory=dict)
@@ -84,6 +85,11 @@ class Tiny:
             self.drop_answers -= 1
             assert request.transport is not None
             request.transport.abort()
+        if request.path == "/v1/feedback" and self.doubt > 0:
+            self.doubt -= 1
+            return web.json_response(
+                {"type": "urn:croupier:problem:in-doubt"}, status=503, headers={"Retry-After": "0.02"}
+            )
         return answer
 
     async def _put_policy(self, request: web.Request) -> web.Response:

@@ -178,6 +178,36 @@ def test_a_damaged_log_stops_the_writer_and_says_so(parts: Parts) -> None:
     writer.stop()
 
 
+def test_a_writer_that_fails_as_nobody_expects_leaves_nobody_waiting(parts: Parts) -> None:
+    writer = Writer(parts.log, parts.host)  # type: ignore[arg-type]
+    writer.start()
+    told: list[Exception | None] = []
+    parts.log.hold.clear()
+    parts.log.fault = RuntimeError("our mistake")
+    writer.submit([(0, 1, event(1))], told.append)
+    time.sleep(0.05)  # the first is on its way
+    writer.submit([(0, 1, event(2))], told.append)
+    writer.submit([(0, 1, event(3))], told.append, keep=True)
+    parts.log.hold.set()
+    wait_for(lambda: len(told) == 3)
+    writer.submit([(0, 1, event(4))], told.append)
+    assert [type(error) for error in told] == [RuntimeError] * 4
+    assert writer.crashed
+    assert parts.host[LOG] == AWAY
+    writer.stop()
+
+
+def test_an_agent_whose_writer_crashed_ends_and_is_started_again(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = parts.agent()
+    ended: list[int] = []
+    monkeypatch.setattr("server.agent.os._exit", ended.append)
+    agent.is_process = True
+    parts.log.fault = RuntimeError("our mistake")
+    with pytest.raises(RuntimeError):
+        agent.writer.append([(0, b"x")])
+    wait_for(lambda: ended[:1] == [1])
+
+
 def test_a_stopping_writer_appends_what_waits(parts: Parts) -> None:
     writer = Writer(parts.log, parts.host)  # type: ignore[arg-type]
     writer.start()
