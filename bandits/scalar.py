@@ -1,7 +1,7 @@
 """Scalar mathematics shared by the learner kernels and their slow twins.
 
-A replay of the log must give the same bits. The logarithm and the exponential are the only operations the learners use
-that IEEE 754 does not fix (a power of 3/2 is x sqrt x), so kernels and twins all call these compiled ones.
+A replay of the log must give the same bits. Logarithm, exponential and power of two are the only operations the
+learners use that IEEE 754 does not fix (a power of 3/2 is x sqrt x), so kernels and twins all call these compiled ones.
 """
 
 import math
@@ -27,3 +27,13 @@ def exp(x: float) -> float:
     1.0
     """
     return math.exp(x)
+
+
+@njit(cache=True, nogil=True)
+def exp2(x: float) -> float:
+    """2 to the x.
+
+    >>> exp2(-1.0)
+    0.5
+    """
+    return float(2.0**x)

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from bandits.scalar import exp2
 from streaming.events import DECISION, EVENT_SIZE, FRAME_SIZE, LAYOUT, MAGIC, REWARD, SEGMENT
 from streaming.token import ARMS, ARMS_SIZE, FUNDED, HEADER_SIZE, NO_DEFAULT
 from streaming.token import LAYOUT as TOKEN_LAYOUT
@@ -212,7 +213,7 @@ def decay(time_ms: int, origin_ms: int, half_life_ms: float, exponent: int) -> A
     """g = 2^((time - origin) / half_life - exponent), so that a change of exponent is an exact change of g."""
     x = (time_ms - origin_ms) / half_life_ms
     whole = np.floor(x)
-    return 2.0 ** (x - whole) * 2.0 ** (whole - exponent)
+    return exp2(x - whole) * exp2(whole - exponent)
 
 
 @njit(cache=True, nogil=True)

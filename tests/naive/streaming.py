@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from zlib import crc32
 
 from bandits.graph import Graph
+from bandits.scalar import exp2
 from streaming import events, token
 from streaming.control import ControlError, ControlState, from_json
 from streaming.log import Record
@@ -247,7 +248,7 @@ class NaiveShard:
         half_life_s = policy.spec.diag().half_life_s
         g = 1.0
         if half_life_s:
-            g = math.pow(2.0, (c.time_ms - self.origin[c.policy]) / (1000.0 * half_life_s))
+            g = exp2((c.time_ms - self.origin[c.policy]) / (1000.0 * half_life_s))
         for cluster, q in zip(c.clusters.tolist(), c.weights.tolist(), strict=True):
             edge = (c.policy, cluster, item)
             if edge in self.allowed:
