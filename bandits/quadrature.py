@@ -1,9 +1,11 @@
-"""The chance that one of several independent samples is the largest: P(i) = integral of f_i prod_{j != i} F_j."""
+"""The chance that one of several independent samples is the largest: P(i) = integral of f_i prod_{j != i} F_j.
+
+scipy.special is imported where it is needed: it takes longer to load than a server to make its first decision.
+"""
 
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from bandits.arms import Floats
 
@@ -41,6 +43,8 @@ def best_of_betas(alpha: Floats, beta: Floats) -> Floats:
     >>> best_of_betas(np.array([1.0, 2.0]), np.array([1.0, 1.0])).round(6).tolist()
     [0.333333, 0.666667]
     """
+    from scipy import special
+
     n = alpha + beta
     mean = alpha / n
     x, weights = _points(mean, np.sqrt(alpha * beta / (n * n * (n + 1.0))), 0.0, 1.0)
@@ -55,6 +59,8 @@ def best_of_normals(mean: Floats, sd: Floats) -> Floats:
     >>> best_of_normals(np.zeros(2), np.ones(2)).round(6).tolist()
     [0.5, 0.5]
     """
+    from scipy import special
+
     x, weights = _points(mean, sd, -np.inf, np.inf)
     z = (x - mean[:, None]) / sd[:, None]
     density = np.exp(-0.5 * z * z) / (np.sqrt(2.0 * np.pi) * sd[:, None])
