@@ -5,11 +5,23 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bandits.graph import by_item
 from streaming import events, token
 from streaming.contract import COLUMNS
-from streaming.control import GraphPut, ItemPut, PolicyDelete, PolicyPut, PolicySpec, RewardContract, to_json
+from streaming.control import (
+    GraphPut,
+    ItemDelete,
+    ItemPut,
+    KeyAdd,
+    PolicyDelete,
+    PolicyPut,
+    PolicySpec,
+    RewardContract,
+    to_json,
+)
 from streaming.shard import DEAD_LETTERS_MAX, REBASE_EVERY, UnknownRecord, decay_exponent
 from tests.streaming.machines import FILMS, START_MS, TITLES, WEIGHTS, Machine, graph
 
@@ -216,6 +228,47 @@ def test_control_records_take_effect_once_and_in_order() -> None:
     assert [item.id for item in titles.items if not item.removed] == ["x", "y", "z", "late"]
     assert titles.version == m.n == m.shard.control.applied
     assert m.state.equal(m.replayed(1000)) == []
+
+
+REWARD = RewardContract(60_000, 0.0, "first", -10.0, 10.0)
+RECORDS = [
+    PolicyPut("films", PolicySpec("diag-linucb", REWARD)),
+    PolicyPut("forgetful", PolicySpec("diag-linucb", REWARD, {"half_life_s": 1.0})),
+    PolicyPut("titles", PolicySpec("thompson-beta", REWARD), ["y", "z"]),
+    PolicyPut("titles", PolicySpec("banker", REWARD), ["x", "y"]),
+    PolicyPut("classic", PolicySpec("banker", REWARD, {"rule": "classic", "max_outstanding": 2}), ["x"]),
+    *(PolicyDelete(name) for name in ("films", "forgetful", "titles", "classic")),
+    *(GraphPut("films", blob, keeps) for blob in "gh" for keeps in (True, False)),
+    *(GraphPut(name, "g") for name in ("forgetful", "titles")),
+    *(ItemPut(name, item, item == "a") for name in ("films", "titles", "classic") for item in "aw"),
+    ItemDelete("titles", "x"),
+    KeyAdd(1, "00", 0),
+]
+
+
+@given(st.lists(st.sampled_from(RECORDS), max_size=12), st.integers(0, 12))
+@settings(max_examples=60, deadline=None)
+def test_any_control_records_in_any_order_between_plays_and_answers(records: list, reload_at: int) -> None:
+    m = Machine(REWARD)
+    m.blobs["h"] = graph(("d", "e", "b"), ((0, 2), (1, 2), (0, 1))).to_bytes()
+    outcomes = []
+    for i, record in enumerate(records):
+        m.now_ms += 15_000
+        m.control(record)
+        assert m.shard.control.applied == m.n
+        if i == reload_at:
+            m.reload()
+        for policy in m.shard.control.policies.values():
+            changes = {"kind": token.ARMS, "p": 0.5, "w": 0.5}
+            if policy.spec.is_diag:
+                lineage = policy.graph.lineage if policy.graph else 0
+                context = {"clusters": np.arange(3, dtype=np.uint32), "weights": WEIGHTS}
+                changes = {"kind": token.DIAG, "lineage": lineage, **context}
+            payload = m.decision(policy.number, (policy.next_item - 1 if policy.next_item else 0,), **changes)
+            outcomes.append(m.answer(payload, 0, 1.0))
+    assert sum(m.outcomes()[name] for name in ("applied", "gone", "unfunded")) == len(outcomes)
+    for batch in (1, 4, 1000):
+        assert m.state.equal(m.replayed(batch)) == []
 
 
 def test_a_policy_that_goes_leaves_its_counts_and_nothing_else() -> None:
