@@ -15,6 +15,15 @@ STEPS = 60
 
 
 @njit(cache=True, nogil=True)
+def least(y: Floats) -> float:
+    """The smallest of y, which is not empty."""
+    low = y[0]
+    for i in range(1, y.shape[0]):
+        low = min(low, y[i])
+    return float(low)
+
+
+@njit(cache=True, nogil=True)
 def log_barrier(y: Floats, factor: float, x: Floats) -> None:
     """x_i = 1 / (d_i + u), sum x = 1, with d = factor * (y - min y): the point whose dual is y * factor.
 
@@ -27,9 +36,7 @@ def log_barrier(y: Floats, factor: float, x: Floats) -> None:
     [0.666667, 0.333333]
     """
     n = y.shape[0]
-    low = y[0]
-    for i in range(1, n):
-        low = min(low, y[i])
+    low = least(y)
     u = 1.0
     s = 1.0
     for _ in range(STEPS):
@@ -55,9 +62,7 @@ def tsallis(y: Floats, factor: float, x: Floats) -> None:
     Psi(x) = -2 sum sqrt x_i;    u' = u + (s^1.5 - s) / sum v^3,   v_i = 1 / (d_i + u),   s = sum v^2
     """
     n = y.shape[0]
-    low = y[0]
-    for i in range(1, n):
-        low = min(low, y[i])
+    low = least(y)
     u = 1.0
     s = 1.0
     for _ in range(STEPS):
@@ -79,9 +84,7 @@ def tsallis(y: Floats, factor: float, x: Floats) -> None:
 @njit(cache=True, nogil=True)
 def recentre(y: Floats) -> None:
     """Bring the least dual to zero: the simplex absorbs a constant, and small numbers keep their digits."""
-    low = y[0]
-    for i in range(1, y.shape[0]):
-        low = min(low, y[i])
+    low = least(y)
     if low != 0.0:
         for i in range(y.shape[0]):
             y[i] -= low

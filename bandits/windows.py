@@ -17,6 +17,16 @@ RING = 1 + 3 * SLOTS  # floats
 
 
 @njit(cache=True, nogil=True)
+def _find_first(state: Floats, ring: int) -> None:
+    first = 0.0
+    for j in range(SLOTS):
+        at = state[ring + 1 + 3 * j]
+        if at > 0.0 and (first == 0.0 or at < first):
+            first = at
+    state[ring] = first
+
+
+@njit(cache=True, nogil=True)
 def due(state: Floats, ring: int, log_time_ms: int) -> int:
     """Position of the earliest bucket that closes by `log_time_ms`, or -1. The caller reads it, then calls `close`."""
     if state[ring] == 0.0 or state[ring] > log_time_ms:
@@ -33,12 +43,7 @@ def close(state: Floats, ring: int, bucket: int) -> None:
     state[bucket] = 0.0
     state[bucket + 1] = 0.0
     state[bucket + 2] = 0.0
-    first = 0.0
-    for j in range(SLOTS):
-        at = state[ring + 1 + 3 * j]
-        if at > 0.0 and (first == 0.0 or at < first):
-            first = at
-    state[ring] = first
+    _find_first(state, ring)
 
 
 @njit(cache=True, nogil=True)
@@ -50,11 +55,6 @@ def add(state: Floats, ring: int, time_ms: int, window_ms: int, count: float, re
     bucket = ring + 1 + 3 * (number % SLOTS)
     if closes > state[bucket]:
         state[bucket] = closes
-        first = 0.0
-        for j in range(SLOTS):
-            at = state[ring + 1 + 3 * j]
-            if at > 0.0 and (first == 0.0 or at < first):
-                first = at
-        state[ring] = first
+        _find_first(state, ring)
     state[bucket + 1] += count
     state[bucket + 2] += reward

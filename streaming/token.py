@@ -21,7 +21,7 @@ goes. Everything is little-endian, and every field stands at a multiple of its o
                         then 2k propensities (float16, NaN = no exact value)
     kind 1: 36    4     zero
             40    8     bank key
-            48    32    p, w, a, c: the draw's snapshot, float64 (ALGORITHMS 2b)
+            48    32    p, w, a, c: the draw's snapshot, float64 (docs/algorithms.md)
             80    4k    item numbers, then 2k propensities
     the end 8     MAC: keyed BLAKE2b of all before, only in the token
 

@@ -43,7 +43,7 @@ def tsallis(y):
 
 
 class Reserve:
-    """ALGORITHMS.md, 2b."""
+    """Rule reserve of docs/algorithms.md: four numbers a play, and the reserve is the bank."""
 
     def __init__(self, n_arms, c=2.0):
         self.K, self.c = n_arms, c
@@ -108,7 +108,7 @@ class Reserve:
 
 
 class Classic:
-    """ALGORITHMS.md, 2a: the savings are a pooled mean, and each play waits under its decision number."""
+    """Rule classic of docs/algorithms.md: savings are a pooled mean, and each play waits under its decision number."""
 
     def __init__(self, n_arms, barrier=True, c=None, rho=0.3, room=1000):
         self.K, self.barrier, self.rho, self.room = n_arms, barrier, rho, room
