@@ -18,6 +18,7 @@ from streaming.token import LAYOUT as TOKEN_LAYOUT
 
 POISON, UNKNOWN = 0, 255  # kinds of a row, beside those of streaming.events
 NONE = np.uint32(0)
+AHEAD = 10  # half-lives that a decision may be ahead of the log's time; a clock further ahead counts as that
 
 EVENT = np.dtype(
     [
@@ -252,7 +253,10 @@ def expand_diag(
         for i in range(m):
             clusters[n_context + i] = buf.u32[first_cluster + i]
             weights[n_context + i] = buf.u16[first_weight + i] / 65535.0
-        g = decay(e.time_ms, origin_ms, half_life_ms, exponent) if half_life_ms > 0.0 else 1.0
+        g = 1.0
+        if half_life_ms > 0.0:
+            latest_ms = e.log_time_ms + np.int64(AHEAD * half_life_ms)
+            g = decay(min(e.time_ms, latest_ms), origin_ms, half_life_ms, exponent)
         low: Any = 0 if e.kind == DECISION else np.int64(e.slot)
         high: Any = k if e.kind == DECISION else np.int64(e.slot) + 1
         for i in range(low, high):

@@ -26,7 +26,7 @@ from streaming.state import State
 from streaming.token import ARMS, DIAG
 
 DEAD_LETTERS_MAX = 1000
-REBASE_EVERY = 20  # half-lives between two rebases: g stays below 2^30 for decisions up to ten half-lives ahead
+REBASE_EVERY = 20  # half-lives between two rebases: with `scan.AHEAD` half-lives of clocks ahead, g stays below 2^30
 NAME = "S64"
 
 Blobs = Callable[[str], bytes]

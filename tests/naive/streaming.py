@@ -202,7 +202,7 @@ class NaiveShard:
                 continue
             self.plays[c.policy, item] += 1
             if c.default is not None:
-                self._teach(policy, c, item, 1.0, c.default)
+                self._teach(policy, c, item, 1.0, c.default, time_ms)
 
     def _reward(self, c: token.Context, slot: int, reward: float, key: int, time_ms: int) -> str:
         policy = self._policy(c)
@@ -237,18 +237,19 @@ class NaiveShard:
         item = self.ids[c.policy][int(c.items[slot])]
         if c.kind == token.DIAG:
             self.rewards[c.policy, item] += new - (old or 0.0)
-            self._teach(policy, c, item, 1.0 if old is None else 0.0, new - (old or 0.0))
+            self._teach(policy, c, item, 1.0 if old is None else 0.0, new - (old or 0.0), time_ms)
             return True
         if not self._has_bank(c.policy, c.bank):
             return False
         self.rewards[c.policy, c.bank, item] += new - (old or 0.0)
         return self._bank(policy, c, arms.ANSWER, slot, time_ms, first=old is None, old=old or 0.0, new=new)
 
-    def _teach(self, policy, c: token.Context, item: str, play: float, amount: float) -> None:
+    def _teach(self, policy, c: token.Context, item: str, play: float, amount: float, time_ms: int) -> None:
         half_life_s = policy.spec.diag().half_life_s
         g = 1.0
         if half_life_s:
-            g = exp2((c.time_ms - self.origin[c.policy]) / (1000.0 * half_life_s))
+            half_life_ms = 1000.0 * half_life_s
+            g = exp2((min(c.time_ms, time_ms + 10 * half_life_ms) - self.origin[c.policy]) / half_life_ms)
         for cluster, q in zip(c.clusters.tolist(), c.weights.tolist(), strict=True):
             edge = (c.policy, cluster, item)
             if edge in self.allowed:

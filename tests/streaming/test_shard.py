@@ -92,6 +92,20 @@ def test_a_pause_of_years_forgets_everything_and_harms_nothing() -> None:
         assert m.state.equal(m.replayed(batch)) == []
 
 
+def test_a_clock_far_ahead_of_the_log_cannot_make_a_weight_infinite() -> None:
+    m = Machine(half_life_s=1.0)
+    hour = 3_600_000
+    ahead = m.decision(items=(0,), time_ms=m.now_ms + hour)
+    m.answer(ahead, 0, 1.0)
+    w = WEIGHTS[0] / 65535
+    np.testing.assert_allclose(edge(m, 0, 0), [2.0**10 * w, 2.0**10 * w * w], rtol=1e-12)
+    m.now_ms += hour
+    m.answer(m.decision(items=(0,)), 0, 1.0)
+    assert np.isfinite(m.edges).all()
+    for batch in (1, 2, 1000):
+        assert m.state.equal(m.replayed(batch)) == []
+
+
 def test_the_exponent_never_goes_back() -> None:
     assert decay_exponent(START_MS, START_MS, 1000.0) == 0
     assert decay_exponent(START_MS + 20_000, START_MS, 1000.0) == 20
