@@ -16,6 +16,8 @@ DIAG_LINUCB = "diag-linucb"
 ALGORITHMS = (DIAG_LINUCB, "banker", "thompson-beta", "thompson-normal", "ucb1", "epsilon-greedy", "exp3", "ftrl")
 ARMS_MAX = 10_000  # arms a policy may have had in its life: a bank's row never shrinks
 REWARD_MAX = 1e300
+EDGE_REWARD_MAX = 1e250  # Diag-LinUCB sums rewards times up to 2^30: the sums must stay finite
+DEFAULT_MAX = 3e38  # a default travels as float32
 
 
 class ControlError(ValueError):
@@ -314,10 +316,13 @@ def check_spec(spec: PolicySpec) -> None:
         raise ControlError("reward.window", "the window must be longer than nothing and at most 49 days")
     if reward.aggregation not in ("first", "last", "max", "sum"):
         raise ControlError("reward.aggregation", f"{reward.aggregation!r} is not one of first, last, max, sum")
-    if not -REWARD_MAX <= reward.min < reward.max <= REWARD_MAX:
-        raise ControlError("reward.min", f"min must be less than max, both within +-{REWARD_MAX:g}")
-    if reward.default is not None and not reward.min <= reward.default <= reward.max:
-        raise ControlError("reward.default", "the default must lie between min and max")
+    most = EDGE_REWARD_MAX if spec.is_diag else REWARD_MAX
+    if not -most <= reward.min < reward.max <= most:
+        raise ControlError("reward.min", f"min must be less than max, both within +-{most:g}")
+    if reward.default is not None and not max(reward.min, -DEFAULT_MAX) <= reward.default <= min(
+        reward.max, DEFAULT_MAX
+    ):
+        raise ControlError("reward.default", f"the default must lie between min and max, and within +-{DEFAULT_MAX:g}")
     if not 1 <= spec.max_segments <= 1_000_000:
         raise ControlError("max_segments", "must be 1 to 1,000,000")
     try:

@@ -160,6 +160,8 @@ def test_a_policy_is_full_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         (PolicySpec("banker", RewardContract(max=float("inf"))), "reward.min"),
         (PolicySpec("banker", RewardContract(default=1e7)), "reward.default"),
         (PolicySpec("banker", RewardContract(default=float("nan"))), "reward.default"),
+        (PolicySpec("banker", RewardContract(default=-4e38, min=-1e300, max=1e300)), "reward.default"),
+        (PolicySpec("diag-linucb", RewardContract(min=-1e300, max=1.0)), "reward.min"),
         (PolicySpec("banker", max_segments=0), "max_segments"),
         (PolicySpec("banker", max_segments=1_000_001), "max_segments"),
         (PolicySpec("banker", parameters={"rho": -1.0}), "rho"),
@@ -199,6 +201,7 @@ def test_no_policy_can_have_these(spec: PolicySpec, field: str) -> None:
     [
         PolicySpec("diag-linucb", RewardContract(1, 0.0, "sum", 0.0, 1.0)),
         PolicySpec("diag-linucb", RewardContract(2**32 - 1, None, "last")),
+        PolicySpec("banker", RewardContract(1, 3e38, "first", -1e300, 1e300)),
         PolicySpec("diag-linucb", parameters={"half_life_s": 1.0, "randomize_top": 5, "fresh": "prior"}),
         PolicySpec("banker", RewardContract(), {"rule": "classic", "regularizer": "tsallis"}),
         *(PolicySpec(name) for name in control.ALGORITHMS),
