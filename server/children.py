@@ -81,6 +81,7 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
     from server.app import create_app
     from server.host import HostEngine
     from server.ipc import SocketChannel
+    from server.protocol import Protocol
 
     class Server(uvicorn.Server):
         """Signals are ours: draining begins before the socket closes."""
@@ -97,6 +98,8 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
         engine.start()
         config = uvicorn.Config(
             create_app(settings, engine),
+            http=Protocol,
+            ws="none",
             log_config=None,
             log_level="warning" if not settings.access_log else "info",
             access_log=settings.access_log,

@@ -122,6 +122,11 @@ def too_large(limit_bytes: int) -> Problem:
     return Problem(413, "Body too large", detail)
 
 
+def head_too_large(limit_bytes: int) -> Problem:
+    detail = f"The request line and headers are larger than the {limit_bytes:,} bytes allowed here."
+    return Problem(431, "Headers too large", detail)
+
+
 def too_many_requests(retry_after_s: float) -> Problem:
     detail = f"This caller's rate limit is used up; try again in {retry_after_s:g} s."
     return Problem(429, "Too many requests", detail, retry_after=retry_after_s)

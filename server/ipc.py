@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 HEAD = struct.Struct("<IB3xQ")
 DECISIONS, REWARDS, CALL, CONFIRMED, DONE, PROBLEM = range(1, 7)
 RECONNECT_S = 0.02
+ANSWER_S = 30.0  # an agent that is stopped, or waits for its disk so long, must not gather requests without end
 _AWAY = "The agent, which writes the event log, is away; it is being started again."
 
 
@@ -143,8 +144,9 @@ def _packed(problem: Problem) -> bytes:
 class SocketChannel:
     """A worker's end; see `server.host.Channel`. It connects again for as long as it is open."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, answer_s: float = ANSWER_S) -> None:
         self._path = str(path)
+        self._answer_s = answer_s
         self._loop = asyncio.get_running_loop()
         self._connection: Frames | None = None
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
@@ -214,7 +216,11 @@ class SocketChannel:
             raise errors.unavailable(_AWAY)
         future = self._waiting[number] = self._loop.create_future()
         try:
-            return await future
+            async with asyncio.timeout(self._answer_s):
+                return await future
+        except TimeoutError:
+            what = f"The agent, which writes the event log, has not answered for {self._answer_s:g} s."
+            raise errors.in_doubt(what) from None
         finally:
             self._waiting.pop(number, None)
 

@@ -271,10 +271,10 @@ def preload_loop() -> None:
 
 def preload_http() -> None:
     """Imports what a worker runs beside that."""
-    import uvicorn.lifespan.on
-    import uvicorn.protocols.http.httptools_impl  # noqa: F401
+    import uvicorn.lifespan.on  # noqa: F401
 
     import server.app
-    import server.host  # noqa: F401
+    import server.host
+    import server.protocol  # noqa: F401
 
     gc.freeze()

@@ -43,3 +43,30 @@ async def test_a_request_under_way_when_the_agent_ends_is_in_doubt(tmp_path: Pat
         server.close()
     finally:
         channel.close()
+
+
+async def test_an_agent_that_does_not_answer_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    host = HostFile.create(RunFolder(tmp_path, tmp_path), 1)
+    loop = asyncio.get_running_loop()
+    got: list[int] = []
+
+    def received(connection: Frames, kind: int, number: int, body: bytes) -> None:
+        del connection, number, body
+        got.append(kind)
+
+    server = await loop.create_unix_server(lambda: Frames(received, lambda _: None), str(tmp_path / "agent.sock"))
+    channel = SocketChannel(tmp_path / "agent.sock", answer_s=0.05)
+    channel.open(Outbox(host.row(0), 0.01, loop.call_later))
+    try:
+        async with asyncio.timeout(5):
+            title = "Unavailable"
+            while title == "Unavailable":  # until it has connected
+                await asyncio.sleep(0.005)
+                with pytest.raises(Problem) as caught:
+                    await channel.rewards(BATCH)
+                title = caught.value.title
+        assert (title, got) == ("In doubt", [REWARDS])
+        assert not channel._waiting
+    finally:
+        channel.close()
+        server.close()
