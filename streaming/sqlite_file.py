@@ -98,6 +98,7 @@ class SqliteFile:
                     )
                 self._create(schema)
             self.connection()
+            self._identity = self._on_disk()
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise self.explain(error) from error
@@ -192,7 +193,24 @@ class SqliteFile:
         turn = self._turns.taken() if eager else self._turns.awaited()
         with turn, self._transaction("BEGIN IMMEDIATE") as con:
             yield con
+            self._check_in_place()
         self._checkpointer.wrote(size + 4 * PAGE_BYTES)
+
+    def _on_disk(self) -> tuple[int, int]:
+        found = os.stat(self.path)
+        return found.st_dev, found.st_ino
+
+    def _check_in_place(self) -> None:
+        """Refuses to write on into a file that nobody will find again. SQLite does not notice."""
+        try:
+            if self._on_disk() == self._identity:
+                return
+        except FileNotFoundError:
+            pass
+        raise self.kind.unavailable(
+            f"the {self.kind.noun} {self.path} was removed or replaced while it was in use: stop the server, then "
+            f"{self.kind.remedy}"
+        )
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[_Connection]:

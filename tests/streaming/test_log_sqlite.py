@@ -44,6 +44,20 @@ def test_a_second_writer_is_refused_with_a_sentence_until_the_first_has_closed(p
     open_log(path, 2, write=True).close()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_taken_away_acknowledges_nothing_more(path, replaced):
+    log = open_log(path, 2, write=True)
+    log.append([(0, b"before")])
+    if replaced:
+        write(path.with_name("other.sqlite"))
+        path.with_name("other.sqlite").replace(path)
+    else:
+        path.unlink()
+    with pytest.raises(LogUnavailable, match="was removed or replaced while it was in use: stop the server"):
+        log.append([(0, b"lost")])
+    log.close()
+
+
 WRITER = """
 import sys
 from streaming.log import open_log
