@@ -144,5 +144,5 @@ class Load:
         )
         if answer is not None and answer[0] == 202:
             self.accepted.append(said)
-        else:
+        elif answer is None or "in-doubt" in str(answer[1]):  # of any other refusal the contract says: nothing was done
             self.unanswered.append(said)
