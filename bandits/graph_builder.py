@@ -126,10 +126,13 @@ def read_ratings(path: str | Path) -> Ratings:
     """
     wanted = ("userId", "movieId", "rating")
     rows: list[tuple[str, str, float]] = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:  # "-sig": spreadsheets put a mark first
         header = file.readline().strip().split(",")
         if any(name not in header for name in wanted):
-            raise BuildError("ratings", f"must begin with a header naming {', '.join(wanted)}; begins with {header}")
+            begins = ",".join(header)
+            raise BuildError(
+                "ratings", f"must begin with a header naming {','.join(wanted)}; begins with {begins!r:.60}"
+            )
         places = [header.index(name) for name in wanted]
         for number, line in enumerate(file, 2):
             cells = line.strip().split(",")

@@ -42,6 +42,7 @@ def field_problem(error: msgspec.ValidationError, at: str = "") -> errors.Proble
     for beginning in ("Object missing required field `", "Object contains unknown field `"):
         if sentence.startswith(beginning):
             field = join(field, sentence.removeprefix(beginning).removesuffix("`"))
+            sentence += "; /docs lists the fields"
     return errors.invalid(join(at, field) or None, errors.as_sentence(sentence))
 
 

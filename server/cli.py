@@ -26,6 +26,8 @@ class Failed(click.ClickException):
     """What the world did wrong, as one sentence on stderr."""
 
     def __init__(self, sentence: object) -> None:
+        if isinstance(sentence, OSError) and sentence.filename is not None:
+            sentence = f"{sentence.filename}: {sentence.strerror}."
         super().__init__(str(sentence))
 
     def show(self, file: object = None) -> None:

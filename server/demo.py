@@ -139,7 +139,7 @@ def curl_line(url: str, world: World) -> str:
 
 def _invite(console: Console, url: str, world: World) -> None:
     console.print()
-    for what, text in (("docs", f"{url}/docs"), ("live page", f"{url}/"), ("try", curl_line(url, world))):
+    for what, text in (("docs", f"{url}/docs"), ("start page", f"{url}/"), ("try", curl_line(url, world))):
         # soft_wrap: a line that is broken by us cannot be pasted.
         console.print(f"  {what:<10} {text}", soft_wrap=True, markup=False, highlight=False)
     console.print()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streaming.control import ControlState
-from streaming.errors import LayoutMismatch, StoreUnavailable
+from streaming.errors import LayoutMismatch, LogUnavailable, StoreUnavailable
 from streaming.log import CONTROL, Clock, EventLog, wall_clock
 from streaming.log.sqlite import SqliteLog
 from streaming.state import State
@@ -42,6 +42,8 @@ def open_folder(data: Path, clock: Clock = wall_clock) -> Iterator[Folder]:
     Raises LogUnavailable or StoreUnavailable where there is nothing yet, LogCorrupt or StoreCorrupt where a file is
     damaged or not ours, LayoutMismatch where the two do not belong together.
     """
+    if not data.is_dir():
+        raise LogUnavailable(f"there is no data folder at {data}: `croupier serve --data {data}` makes one")
     with contextlib.ExitStack() as stack:
         log = SqliteLog(str(data / LOG_FILE), None, clock)
         stack.callback(log.close)

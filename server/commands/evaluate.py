@@ -162,7 +162,9 @@ def ratings(
     try:
         with Progress() as progress:
             found = run_ratings(ratings, policies, seed, rounds, limit, k, progress=progress)
-    except (BuildError, GraphError, OSError) as error:
+    except OSError as error:
+        raise Failed(error) from None
+    except (BuildError, GraphError) as error:
         raise Failed(f"{error}.") from None
     if as_json:
         click.echo(json.dumps({"ratings": str(ratings), "seed": seed, **found}, indent=2))

@@ -87,6 +87,15 @@ def test_a_file_of_ratings_is_read_or_its_line_named(tmp_path: Path) -> None:
         from_ratings(table, min_ratings=3)
 
 
+def test_a_file_of_a_spreadsheet_is_read_and_a_file_that_is_no_text_is_refused_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_bytes(b"\xef\xbb\xbfuserId,movieId,rating\r\n1,2,3.5\r\n")
+    assert read_ratings(path).rating.tolist() == [3.5]
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(BuildError, match="must begin with a header"):
+        read_ratings(path)
+
+
 def test_real_ratings_give_a_graph(shared_data: Path) -> None:
     steps: list[str] = []
     built = from_ratings(

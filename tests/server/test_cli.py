@@ -78,6 +78,13 @@ def test_help_loads_nothing_heavy() -> None:
     ("args", "code", "words"),
     [
         (["nope"], 2, "No such command"),
+        (
+            ["replay", "--data", "nowhere"],
+            1,
+            "there is no data folder at nowhere: `croupier serve --data nowhere` makes",
+        ),
+        (["policy", "put", "x", "@nowhere.json"], 1, "croupier: nowhere.json: No such file or directory."),
+        (["evaluate", "ratings", "--ratings", "nowhere.csv"], 1, "croupier: nowhere.csv: No such file or directory."),
         (["serve", "--hots", "x"], 2, "--host"),
         (["serve", "--workers", "two"], 2, "setting workers = 'two' (from --workers): must be a whole number"),
         (["serve", "--host", "0.0.0.0"], 2, "is not a loopback address"),
