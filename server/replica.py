@@ -24,6 +24,8 @@ from streaming.log import wall_clock
 from streaming.state import State
 from streaming.store import NOTHING, Commit, Manifest, ParameterStore
 
+LOAD_WAIT_MS = 10_000
+
 
 class ShardImage:
     """One shard as this host holds it, up to commit `last`."""
@@ -58,12 +60,20 @@ class Replica:
         self.catalog = Catalog(0, manifest.shards, {}, [])
         self.shown = (0, 0)  # (control record, the generation of the catalog that shows it)
         self.reloads = 0
+        self._published = False
+        self._wait_until_ms = 0
 
     def load(self) -> None:
-        """Reads everything and publishes it."""
+        """Reads everything and publishes it, now or in a later `poll`.
+
+        A learner that died may have left the shards at different versions of a policy. What the agent before us has
+        published stays in use until they agree, because a policy that is missing looks as if it had been deleted: its
+        rewards would be refused for good. A host that has nothing published waits for `LOAD_WAIT_MS`.
+        """
         for number in range(len(self.shards)):
             self._reload(number)
-        self._publish(force=True)
+        self._wait_until_ms = self._clock() + LOAD_WAIT_MS
+        self._publish()
 
     def poll(self) -> int:
         """Applies what was committed since the last call; returns the number of commits."""
@@ -86,7 +96,7 @@ class Replica:
                 self._host.visible(max(0, now_ms - commit.first_time_ms) / 1000)
             applied += len(commits)
             control |= shard.control.applied != before
-        if control or self._behind:
+        if control or self._behind or not self._published:
             self._publish()
         return applied
 
@@ -166,10 +176,18 @@ class Replica:
                 agreed[name] = found[0]
         return agreed
 
-    def _publish(self, force: bool = False) -> None:
+    def _may_publish(self, agreed: dict[str, Policy | None]) -> bool:
+        names: set[str] = set().union(*(shard.control.policies for shard in self.shards))
+        whole = names <= agreed.keys()
+        return self._published or whole or (not self._host[GENERATION] and self._clock() >= self._wait_until_ms)
+
+    def _publish(self) -> None:
         """Brings the catalog up to what all shards agree on, and swaps it where that changes anything."""
         entries = dict(self._entries)
-        for name, policy in self._agreed().items():
+        agreed = self._agreed()
+        if not self._may_publish(agreed):
+            return
+        for name, policy in agreed.items():
             if policy is None:
                 entries.pop(name, None)
             else:
@@ -181,8 +199,9 @@ class Replica:
         live = {entry.number for entry in ordered}
         self.tables = {number: table for number, table in self.tables.items() if number in live}
         self._behind &= live
-        if not force and new == self.catalog:
+        if self._published and new == self.catalog:
             return
+        self._published = True
         self._entries, self.catalog = entries, new
         self._swap()
 

@@ -15,7 +15,8 @@ from numpy.testing import assert_array_equal
 
 from bandits.graph import Graph, by_item
 from server import rows, shared
-from server.schemas import User
+from server.replica import LOAD_WAIT_MS, Replica
+from server.schemas import ACCEPTED, User
 from server.shared import GENERATION, HostFile, RunFolder
 from server.tables import DiagTable
 from server.view_arms import ArmsView
@@ -115,6 +116,43 @@ def test_a_policy_is_shown_when_all_shards_show_it(tmp_path: Path) -> None:
     assert list(host.views.by_name) == ["h"]
     assert host.replica.shown == (2, host.host[GENERATION])
     assert host.row[shared.SEEN] == host.host[GENERATION]
+
+
+def test_an_agent_that_starts_between_two_shards_keeps_what_is_in_use(tmp_path: Path) -> None:
+    host = Host(tmp_path, shards=2)
+    host.follow(PolicyPut("h", BANK, ["a", "b"]))
+    host.control(PolicyPut("h", BANK, ["a", "b", "c"]))
+    host.learners[0].poll()  # and then the learner and the agent are killed
+    decision = host.recommend("h")
+    manifest = host.store.manifest()
+    assert manifest is not None
+    new = Replica(host.store, manifest, host.host, host.folder, host.clock)
+    new.load()
+    host.now_ms += 60_000
+    new.poll()
+    assert host.recommend("h").version == decision.version
+    assert host.reward(decision, decision.items[0].id, 1.0) == ACCEPTED
+    host.learners[1].poll()
+    new.poll()
+    assert host.recommend("h", k=3).version == 3
+
+
+def test_a_host_that_has_nothing_in_use_waits_for_the_shards_and_then_shows_what_it_has(tmp_path: Path) -> None:
+    host = Host(tmp_path, shards=2)
+    host.follow(PolicyPut("h", BANK, ["a"]), PolicyPut("other", BANK, ["a"]))
+    host.control(PolicyPut("h", BANK, ["a", "b"]))
+    host.learners[0].poll()
+    manifest = host.store.manifest()
+    assert manifest is not None
+    folder = RunFolder(tmp_path / "memory of the next", tmp_path / "disk of the next")
+    new_host = HostFile.create(folder, 1)
+    new = Replica(host.store, manifest, new_host, folder, host.clock)
+    new.load()
+    new.poll()
+    assert new_host[GENERATION] == 0
+    host.now_ms += LOAD_WAIT_MS
+    new.poll()
+    assert (new_host[GENERATION], new.policy("h"), new.policy("other") is None) == (1, None, False)
 
 
 def test_half_a_change_leaves_the_former_graph_in_use(tmp_path: Path) -> None:
