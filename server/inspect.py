@@ -19,7 +19,7 @@ def arms_page(replica: Replica, name: str, segment: str, limit: int, offset: int
     if policy is None:
         raise errors.unknown_policy(name)
     if policy.spec.is_diag:
-        return _diag(replica, policy, segment, limit, offset, now_ms)
+        return _diag(replica, policy, segment, limit, offset)
     key = segment_key(segment)
     state = replica.shards[shard_of_bank(policy.number, key, len(replica.shards))].state
     keys = state[f"bank_keys/{policy.number}"][:, 0]
@@ -53,7 +53,7 @@ def _arms(policy: Policy, bank: NDArray[np.float64], segment: str, limit: int, o
     return Arms(policy.name, segment, len(live), arms)
 
 
-def _diag(replica: Replica, policy: Policy, segment: str, limit: int, offset: int, now_ms: int) -> Arms:
+def _diag(replica: Replica, policy: Policy, segment: str, limit: int, offset: int) -> Arms:
     """Means over all edges of an item, as if the user stood in all its clusters with equal weights summing to 1."""
     table = replica.tables.get(policy.number)
     if not isinstance(table, DiagTable):
@@ -65,7 +65,6 @@ def _diag(replica: Replica, policy: Policy, segment: str, limit: int, offset: in
     widths = np.sqrt(np.bincount(items, np.abs(pairs[:, 1]), n)) / edges
     totals = sum(shard.state[f"items/{policy.number}"] for shard in replica.shards)
     assert isinstance(totals, np.ndarray)
-    del now_ms
     arms = [
         Arm(
             table.ids[i], float(means[i]), float(widths[i]), None,

@@ -1,6 +1,6 @@
 """The loop around the learners of all shards: read, learn, commit; fold and take snapshots now and then.
 
-It is one thread of a process of its own (`server.learner_process`), or of the server's when that is all there is.
+It is one thread of a process of its own (`server.children`), or of the server's when that is all there is.
 """
 
 import logging

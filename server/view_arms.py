@@ -81,13 +81,12 @@ class ArmsView(View):
         """(state, bank key, shard, the event that names a new bank) to draw from for a segment."""
         key, shard = self._bank(segment)
         row = self._row(shard, key)
-        first = None
         if row is None and len(self._rows[shard]) < self._room:
             return self._empty, key, shard, events.segment(self.entry.number, key, segment)
         if row is None:
             key, shard, row = 0, self._shared, 0
         self._read(shard, row)
-        return self._state, key, shard, first
+        return self._state, key, shard, None
 
     def _allowed(self, query: RecommendRequest) -> Mask | None:
         """The arms this request may be shown, None for all."""
