@@ -30,6 +30,7 @@ from server.shared import (
     AWAY,
     BEAT,
     BEHIND_SINCE,
+    LOG_TIME,
     PID,
     SEEN,
     STORE,
@@ -172,6 +173,7 @@ class Agent:
                         os._exit(1)
                     self._beat()
                     self.host[BEHIND_SINCE] = self._behind_since()
+                    self.host[LOG_TIME] = max(shard.log_time_ms for shard in self.replica.shards)
                     self._store_is(THERE)
             except StreamingError as error:
                 if isinstance(error, StoreUnavailable):

@@ -48,7 +48,7 @@ class Recommender:
     def recommend(self, query: RecommendRequest) -> Decision:
         """One decision; raises Problem."""
         view = self.views.view(query.policy)
-        now_ms = self._clock()
+        now_ms = max(self._clock(), self.views.log_time_ms)  # the log's time stands still while a clock has gone back
         if self._sequence >= 1 << 32 or now_ms > self._stream_until_ms:
             self._begin_stream()
         made = view.decide(query, self._stream << 32 | self._sequence, now_ms, self._rng)

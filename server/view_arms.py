@@ -28,10 +28,8 @@ class ArmsView(View):
         self.policy = entry.spec.arm_policy()
         n = len(entry.items)
         self.numbers = np.array([item.number for item in entry.items], np.uint32)
-        self.active: Mask = np.array([not item.removed for item in entry.items], bool)
-        self.unpaused: Mask = self.active & np.array([not item.paused for item in entry.items], bool)
-        self._available = int(self.unpaused.sum())
-        self._any_paused = self._available < int(self.active.sum())
+        self.active: Mask = np.array([not (item.removed or item.paused) for item in entry.items], bool)
+        self._available = int(self.active.sum())
         self._index = {item.id: index for index, item in enumerate(entry.items) if not item.removed}
         self._live_numbers = {item.number for item in entry.items if not item.removed}
         thompson = entry.spec.algorithm.startswith("thompson")
@@ -89,10 +87,10 @@ class ArmsView(View):
         return self._state, key, shard, None
 
     def _allowed(self, query: RecommendRequest) -> Mask | None:
-        """The arms this request may be shown, None for all."""
-        if not (self._any_paused or query.exclude or query.candidates is not None):
+        """The arms this request may be shown, None for all that are active."""
+        if not query.exclude and query.candidates is None:
             return None
-        allowed = self.unpaused.copy()
+        allowed = self.active.copy()
         if query.candidates is not None:
             wanted = [self._index[item] for item in query.candidates if item in self._index]
             some = np.zeros(len(allowed), bool)

@@ -12,7 +12,7 @@ import msgspec
 from server import catalog as catalogs
 from server import errors
 from server.catalog import Catalog, Entry
-from server.shared import GENERATION, SEEN, HostFile, Row, RunFolder, arrays_in, map_file
+from server.shared import GENERATION, LOG_TIME, SEEN, HostFile, Row, RunFolder, arrays_in, map_file
 from server.view import View
 from server.view_arms import ArmsView
 from server.view_diag import DiagView, GraphlessView
@@ -36,6 +36,11 @@ class Views:
         self._all_keys: list[Key] = []
         self.signing: tuple[int, bytes] | None = None
         self.ordered = False  # some policy learns a reward only after its decision
+
+    @property
+    def log_time_ms(self) -> int:
+        """The newest log time that the replica has seen."""
+        return self._host.words[LOG_TIME]
 
     def refresh(self) -> None:
         """Takes the newest catalog if it is not the one in use."""

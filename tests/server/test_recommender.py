@@ -13,6 +13,7 @@ from server.feedback import judge
 from server.outbox import Outbox
 from server.recommender import STREAM_MAX_MS
 from server.schemas import FeedbackRow, User
+from server.shared import LOG_TIME
 from server.view_arms import ArmsView
 from server.view_diag import DiagView
 from server.views import KEY_REST_MS, Views
@@ -133,7 +134,8 @@ def test_a_restricted_draw_is_renormalised_and_not_learned(headlines: Host) -> N
     headlines.follow(ItemPut("h", "a", paused=True))
     decision = headlines.recommend("h")
     assert decision.items[0].id in ("b", "c")
-    assert not context_of(headlines, decision.decision_id).funded
+    assert decision.items[0].propensity == pytest.approx(0.5)
+    assert context_of(headlines, decision.decision_id).funded  # a paused arm is renormalised away; the others learn on
     assert headlines.outcomes(2)["unfunded"] == 2
     headlines.follow(ItemPut("h", "a"), ItemDelete("h", "b"))
     context = context_of(headlines, headlines.recommend("h", k=2).decision_id)
@@ -220,6 +222,14 @@ def test_weights_are_shares_whatever_their_scale(both: Host) -> None:
     for scale in (1e-300, 1.0, 1e300):
         decision = both.recommend("films", user=User(clusters=[4, 2], weights=[3 * scale, 1 * scale]))
         assert context_of(both, decision.decision_id).weights.tolist() == [49151, 16384]
+
+
+def test_a_clock_that_went_back_does_not_make_every_reward_late(headlines: Host) -> None:
+    """The log's time stands still meanwhile, and a decision is never stamped before it."""
+    newest = headlines.clock() + 7_200_000
+    headlines.host[LOG_TIME] = newest
+    decision = headlines.recommend("h")
+    assert context_of(headlines, decision.decision_id).time_ms == newest
 
 
 def test_all_arms_paused(tmp_path: Path) -> None:
