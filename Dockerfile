@@ -3,8 +3,8 @@ FROM python:3.12-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 NUMBA_CACHE_DIR=/opt/croupier/kernels
 WORKDIR /src
 RUN python -m venv /opt/croupier/venv
-COPY requirements.lock .
-RUN /opt/croupier/venv/bin/pip install --require-hashes -r requirements.lock
+COPY requirements-server.lock .
+RUN /opt/croupier/venv/bin/pip install --require-hashes -r requirements-server.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY bandits bandits
 COPY streaming streaming

@@ -4,6 +4,7 @@ DURATION ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOCK := --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet pyproject.toml
 
 .PHONY: demo test serve lint bench faults soak lock clean
 
@@ -31,10 +32,10 @@ faults: $(READY)      ## kill -9 under load, 20 times, and 1,000 seeds of simula
 soak: $(READY)        ## ten minutes of load with short windows: memory and files stay flat
 	$(BIN)/python -m benchmarks.soak
 
-lock:                 ## requirements.lock anew from pyproject.toml
+lock:                 ## both locks anew from pyproject.toml: all that is needed here, and what a server needs
 	$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --all-extras --generate-hashes --universal --python-version 3.11 \
-	  --no-emit-index-url --no-annotate --no-header --quiet pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --all-extras $(LOCK) -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK) -c requirements.lock -o requirements-server.lock
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("croupier needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'

@@ -200,6 +200,11 @@ class Agent:
                     drop_graphs(self.log, self.store)
             except StreamingError as error:
                 log.warning("the log was not trimmed: %s", error)
+            except Exception:
+                log.exception("the log cannot be trimmed")
+                if self.is_process:
+                    os._exit(1)
+                return
 
     def _beat(self) -> None:
         self.host[AGENT_BEAT] = self._clock()
