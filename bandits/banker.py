@@ -13,7 +13,7 @@ numbers in its token, so feedback may come at any time, in any order, through an
 
 State of `reserve`:
 
-    header   V, Q, Qmax, C, m, n, started, then the ring of `bandits.windows`
+    header   V, Q, Qmax, C, m, n (decisions in m), t (plays that have taught), then the ring of `bandits.windows`
     row      PLAYS, REWARDS, TAUGHT, pool, A (the sum of the scaled losses this arm has taught)
 """
 
@@ -44,7 +44,7 @@ from bandits.arms import (
 from bandits.mirror import log_barrier, recentre
 from bandits.scalar import log
 
-V, Q, QMAX, C, M, N, STARTED, RING = 0, 1, 2, 3, 4, 5, 6, 7  # header of `reserve`
+V, Q, QMAX, C, M, N, T, RING = 0, 1, 2, 3, 4, 5, 6, 7  # header of `reserve`
 POOL, A = OWN, OWN + 1  # columns
 HEADER = RING + windows.RING
 COLUMNS = OWN + 2
@@ -64,7 +64,7 @@ def teach(state: Floats, n_arms: int, c: float, arm: int, loss: float, op: Any) 
     """One raw loss of one arm, with the snapshot (p, w, A, C) its play carries.
 
         u = loss / C;   Q += w (u^2 + 2 u (A_a - A_snap C_snap / C));   A_a += u;   pool_a += u / (p V)
-        V' = max(2, c sqrt(Qmax / (K ln(2 + n))));   what V lacks is borrowed at x_0
+        V' = max(2, c sqrt(Qmax / (K ln(2 + t))));   what V lacks is borrowed at x_0
 
     A loss beyond the known scale C first makes it the new scale. The pool keeps its minimum at zero.
     """
@@ -90,7 +90,7 @@ def teach(state: Floats, n_arms: int, c: float, arm: int, loss: float, op: Any) 
     state[row + A] += u
     state[row + POOL] += u / (op.p * state[V])
     recentre(state[HEADER + POOL : HEADER + n_arms * COLUMNS : COLUMNS])
-    target = max(V_MIN, c * math.sqrt(state[QMAX] / (n_arms * log(2.0 + state[N]))))
+    target = max(V_MIN, c * math.sqrt(state[QMAX] / (n_arms * log(2.0 + state[T]))))
     if target > state[V]:
         shrink(state, n_arms, state[V] / target)
         state[V] = target
@@ -124,9 +124,10 @@ def learn_one(state: Floats, n_arms: int, c: float, op: Any) -> int:
     close_due(state, op.log_time_ms)
     tally(state, HEADER + op.arm * COLUMNS, op)
     first, old, new = lesson(op)
-    if first and state[STARTED] == 0.0:
-        state[STARTED] = 1.0
-        state[M] = new
+    if first:
+        if state[T] == 0.0:
+            state[M] = new
+        state[T] += 1.0
     if op.kind == PLAY and not first:
         return LEARNED if op.p > 0.0 else UNFUNDED
     windows.add(state, RING, op.time_ms, op.window_ms, 1.0 if first else 0.0, new - old)

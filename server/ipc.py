@@ -26,6 +26,7 @@ from server import errors
 from server.agent import Agent
 from server.errors import Problem
 from server.outbox import Outbox, unpack
+from streaming.errors import StreamingError
 
 log = logging.getLogger(__name__)
 HEAD = struct.Struct("<IB3xQ")
@@ -129,6 +130,8 @@ class AgentServer:
             result = await self._loop.run_in_executor(self._calls, self._agent.call, method, args)
         except Problem as problem:
             connection.send(PROBLEM, number, _packed(problem))
+        except StreamingError as error:
+            connection.send(PROBLEM, number, _packed(errors.unavailable(f"Log or store is away: {error}.")))
         except Exception:
             log.exception("the agent's %s failed", method)
             detail = "This is a mistake of the server; its log says more."

@@ -69,12 +69,12 @@ def run(settings: Settings) -> int:
         lock = data.take(settings.data)
         listeners = _listen(settings)
         store_id = data.prepare(settings.data, settings.shards)
+        folder = run_folder(settings.data.resolve(), store_id, settings.run_dir)
+        folder.claim()
+        folder.sweep([])
     except (data.DataFolderError, StreamingError, OSError) as error:
         print(f"croupier: {error}", file=sys.stderr)
         return 1
-    folder = run_folder(settings.data.resolve(), store_id, settings.run_dir)
-    folder.claim()
-    folder.sweep([])
     try:
         return Supervisor(settings, folder, listeners).run()
     finally:

@@ -22,6 +22,7 @@ from streaming.control import GraphPut
 router = APIRouter(tags=["graph"])
 # A graph's ids are a unicode array, four bytes a character, which packs well: more than this is no graph.
 UNPACKED_TIMES_MAX = 20
+ENTRIES_MAX = 16  # a graph has four arrays
 
 
 class GraphPutAnswer(msgspec.Struct, frozen=True):
@@ -76,14 +77,17 @@ def parse_graph(data: bytes) -> Graph:
     """The checked graph in an npz file; a 422 problem names the array that is wrong."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        unpacked = 0  # Graph says what is wrong with it
+        entries = []  # Graph says what is wrong with it
+    unpacked = sum(entry.file_size for entry in entries)
     if unpacked > UNPACKED_TIMES_MAX * len(data) + (1 << 20):
         detail = (
             f"The file unpacks to {unpacked:,} bytes, more than {UNPACKED_TIMES_MAX} times its size: no graph does."
         )
         raise errors.invalid("graph", detail)
+    if len(entries) > ENTRIES_MAX:
+        raise errors.invalid("graph", f"The file holds {len(entries):,} arrays; a graph has four at most.")
     try:
         return Graph.from_bytes(data)
     except GraphError as error:

@@ -48,7 +48,7 @@ class Reserve:
     def __init__(self, n_arms, c=2.0):
         self.K, self.c = n_arms, c
         self.pool, self.A = [0.0] * n_arms, [0.0] * n_arms
-        self.V, self.Q, self.Qmax, self.C, self.m, self.n = 2.0, 0.0, 0.0, 0.0, None, 0.0
+        self.V, self.Q, self.Qmax, self.C, self.m, self.n, self.t = 2.0, 0.0, 0.0, 0.0, None, 0.0, 0
         self.buckets = {}  # when it closes -> [decisions, rewards]
 
     def chances(self):
@@ -79,7 +79,7 @@ class Reserve:
         self.A[a] += u
         self.pool[a] += u / (op["p"] * self.V)
         self.pool = [y - min(self.pool) for y in self.pool]
-        V = max(2.0, self.c * math.sqrt(self.Qmax / (self.K * log(2.0 + self.n))))
+        V = max(2.0, self.c * math.sqrt(self.Qmax / (self.K * log(2.0 + self.t))))
         if V > self.V:
             self.borrow(V)
 
@@ -97,6 +97,7 @@ class Reserve:
         old = 0.0 if first else op["old"]
         if self.m is None and first:
             self.m = new
+        self.t += bool(first)
         width = max(1, -(-int(op["window_ms"]) // 32))
         closes = (int(op["time_ms"]) // width + 1) * width + int(op["window_ms"])
         bucket = self.buckets.setdefault(closes, [0.0, 0.0])

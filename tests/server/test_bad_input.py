@@ -407,6 +407,13 @@ def test_a_graph_that_unpacks_to_far_more_than_it_is_is_refused(ready: TestClien
     assert "unpacks" in body["detail"]
 
 
+def test_a_graph_file_of_many_arrays_is_refused_before_they_are_read(ready: TestClient) -> None:
+    file = io.BytesIO()
+    np.savez(file, **{f"a{i}": np.zeros(1) for i in range(17)})
+    body = assert_problem(ready.put("/v1/policies/films/graph", content=file.getvalue()), 422, "graph")
+    assert "17 arrays" in body["detail"]
+
+
 def test_a_policy_without_graph_says_so(ready: TestClient) -> None:
     assert_problem(ready.put("/v1/policies/p/graph", content=npz(**SOUND)), 409, "graph")
     assert_problem(ready.get("/v1/policies/p/graph"), 409, "graph")

@@ -44,6 +44,12 @@ def test_a_damaged_log(tmp_path: Path) -> None:
     assert "log.sqlite" in refused("--port=0", f"--data={tmp_path}")
 
 
+def test_a_run_folder_that_cannot_be(tmp_path: Path) -> None:
+    said = refused("--port=0", f"--data={tmp_path / 'data'}", "--run-dir=/proc/nowhere")
+    assert "/proc/nowhere" in said
+    assert "Traceback" not in said
+
+
 def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
     assert "data folder" in refused("--port=0", f"--data={tmp_path / 'data'}")

@@ -58,8 +58,8 @@ def check_bankers(state: State, twin: NaiveShard, policy) -> None:
             assert int(row[banker_classic.OUT]) == len(slow.waiting)
             pool = columns[:, banker_classic.POOL]
         else:
-            found = row[[banker.V, banker.Q, banker.QMAX, banker.C, banker.M, banker.N]]
-            expected = [slow.V, slow.Q, slow.Qmax, slow.C, slow.m or 0.0, slow.n]
+            found = row[[banker.V, banker.Q, banker.QMAX, banker.C, banker.M, banker.N, banker.T]]
+            expected = [slow.V, slow.Q, slow.Qmax, slow.C, slow.m or 0.0, slow.n, slow.t]
             pool = columns[:, banker.POOL]
             np.testing.assert_allclose(columns[:, banker.A], slow.A, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
