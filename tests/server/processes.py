@@ -73,6 +73,12 @@ def serving(data: Path, **flags: object) -> Iterator[Server]:
         server.end()
 
 
+def make_policy(http: httpx.Client, name: str, body: dict[str, object]) -> None:
+    """Makes a policy and waits until it is shown, which a busy machine may do later than the answer."""
+    assert http.put(f"/v1/policies/{name}", json=body).status_code in (201, 202)
+    wait_for(lambda: http.get(f"/v1/policies/{name}").status_code == 200)
+
+
 def wait_for(condition: object, seconds: float = 20.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds

@@ -18,7 +18,7 @@ from streaming.log import CONTROL, EventLog
 from streaming.shard import Shard
 from streaming.state import State
 from streaming.store import ParameterStore
-from tests.server.processes import Load, Said, Server, client, serving, wait_for
+from tests.server.processes import Load, Said, Server, client, make_policy, serving, wait_for
 
 SLACK_MS = 500  # beyond the flush window: what a starved event loop may add before it hands a decision over
 FLUSH_MS = 20
@@ -105,7 +105,7 @@ async def kills_under_load(path: Path, rounds: int) -> None:
     data = path / "data"
     with serving(data, workers=2, shards=2, flush_ms=FLUSH_MS, snapshot_interval_s=10_000) as server:
         with client(server) as http:
-            assert http.put("/v1/policies/h", json=BANK).status_code == 201
+            make_policy(http, "h", BANK)
         load, kills = await under_load(server, rounds)
         with client(server) as http:
             text = http.get("/metrics").text
@@ -163,7 +163,7 @@ def test_sigterm_keeps_what_was_said_and_leaves_nobody_behind(tmp_path: Path) ->
         children = server.children()
         assert sorted(children) == ["agent", "learner", "worker 0", "worker 1"]
         with client(server) as http:
-            assert http.put("/v1/policies/h", json=BANK).status_code == 201
+            make_policy(http, "h", BANK)
             said = [http.post("/v1/recommend", json={"policy": "h"}).json()["decision_id"] for _ in range(20)]
         assert server.stop() == 0
         assert gone(list(children.values()))
@@ -190,7 +190,7 @@ def test_a_killed_supervisor_takes_its_children_along_and_the_next_one_goes_on(t
     with serving(data, workers=2) as server:
         pids = list(server.children().values())
         with client(server) as http:
-            assert http.put("/v1/policies/h", json=BANK).status_code == 201
+            make_policy(http, "h", BANK)
             decision = http.post("/v1/recommend", json={"policy": "h"}).json()
             body = {"decision_id": decision["decision_id"], "item": decision["items"][0]["id"], "reward": 1}
             assert http.post("/v1/feedback", json=body).status_code == 202
@@ -240,7 +240,7 @@ def _ready(server: Server) -> bool:
 
 def test_a_paused_agent_shows_as_degraded_and_recommending_goes_on(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as server, client(server) as http:
-        assert http.put("/v1/policies/h", json=BANK).status_code == 201
+        make_policy(http, "h", BANK)
         agent = server.children()["agent"]
         os.kill(agent, signal.SIGSTOP)
         try:
@@ -257,7 +257,7 @@ def test_the_control_partition_is_in_every_shard(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with serving(data, shards=3) as server:
         with client(server) as http:
-            assert http.put("/v1/policies/h", json=BANK).status_code == 201
+            make_policy(http, "h", BANK)
         assert server.stop() == 0
     parts = open_parts(data, write=False)
     try:
