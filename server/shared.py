@@ -212,7 +212,8 @@ def run_folder(data: Path, store_id: str, chosen: Path | None = None) -> RunFold
 
 
 def _create(path: Path, size: int) -> tuple[Path, mmap.mmap]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    path.unlink(missing_ok=True)  # and never cut short: a worker that has it mapped would die of the missing pages
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(handle, 0, size)
         return path, mmap.mmap(handle, size)

@@ -1,10 +1,11 @@
 """The agent's side of one policy in shared memory: where its arrays are, and how commits get into them.
 
+A file's name is never used again, also not by the next agent: workers know a table by its path.
 A table is made anew when its shape changes (another graph, another arm, more banks than it has room for); everything
 else is written in place, row by row, while the workers read.
 """
 
-import itertools
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from streaming.scan import decay
 from streaming.shards import segments_of_shard, shards_of_items
 from streaming.state import State
 
-_serial = itertools.count()
 ALL_ROWS = None
 Rows = NDArray[np.int64] | None  # rows of a shard's table, None for all
 
@@ -37,7 +37,7 @@ class Table:
 
     def __init__(self, folder: RunFolder, policy: Policy, arrays: dict[str, tuple[str, tuple[int, ...]]]) -> None:
         specs, size = lay_out(arrays)
-        self.path, mapped = folder.create(f"{policy.number}-{policy.version}-{next(_serial)}", size)
+        self.path, mapped = folder.create(f"{policy.number}-{policy.version}-{secrets.token_hex(8)}", size)
         self.arrays = arrays_in(mapped, specs)
         self.entry = Entry(policy.name, policy.number, policy.version, policy.spec, str(self.path), specs)
 

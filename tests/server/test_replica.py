@@ -177,6 +177,34 @@ def test_half_a_change_leaves_the_former_graph_in_use(tmp_path: Path) -> None:
     assert_array_equal(host.views.by_name["films"].arrays["pairs"], pairs_by_the_formula(host, "films", 1.0))
 
 
+def test_an_agent_that_starts_again_leaves_the_files_in_use_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_anew() -> None:  # a counter of file names, as there once was, starts again in a new process
+        monkeypatch.setattr("server.tables._serial", iter(range(99)), raising=False)
+
+    begin_anew()
+    host = Host(tmp_path)
+    host.follow(PolicyPut("h", BANK, ["a", "b"]))
+    view = host.views.view("h")
+    before, content = view.entry.path, {name: array.copy() for name, array in view.arrays.items()}
+    begin_anew()
+    manifest = host.store.manifest()
+    assert manifest is not None
+    Replica(host.store, manifest, host.host, host.folder, host.clock).load()
+    for name, array in view.arrays.items():
+        assert_array_equal(array, content[name])
+    assert host.views.view("h").entry.path != before, "a worker tells tables by their paths"
+
+
+def test_a_file_of_a_name_that_is_mapped_is_another_file(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, tmp_path)
+    _, mapped = folder.create("x", 4096)
+    mapped[:5] = b"still"
+    folder.create("x", 10)
+    assert mapped[:5] == b"still"
+
+
 def test_a_deleted_policy_goes_with_its_file(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.follow(PolicyPut("h", BANK, ["a", "b"]))
