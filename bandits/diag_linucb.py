@@ -14,7 +14,7 @@ decision's time t, and now: mean_j = sum_c w_c b / (d + prior g), width_j^2 = su
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,10 +94,6 @@ class DiagParameters:
         need(self.fresh in ("first", "prior"), "fresh", "first or prior")
         need(0.0 <= self.fresh_share <= 1.0, "fresh_share", "a number from 0 to 1")
         need(self.half_life_s is None or 1.0 <= self.half_life_s <= 1e12, "half_life_s", "seconds from 1, or null")
-
-    def with_changes(self, **changes: object) -> "DiagParameters":
-        """These parameters with some of them replaced, checked again."""
-        return replace(self, **changes)  # type: ignore[arg-type]
 
     @property
     def half_life_ms(self) -> float:

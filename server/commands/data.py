@@ -40,9 +40,9 @@ def replay(data: Path) -> None:
     Example
       croupier replay --data /var/lib/croupier
     """
-    from streaming import maintenance
+    from streaming import replay as _replay
 
-    report = run(lambda progress: maintenance.replay(data, progress))
+    report = run(lambda progress: _replay.replay(data, progress))
     show(report)
     sys.exit(0 if report.equal else 1)
 
@@ -59,9 +59,9 @@ def export(file: Path, data: Path) -> None:
     Example
       croupier export backup.croupier --data /var/lib/croupier
     """
-    from streaming import maintenance
+    from streaming import archive
 
-    show(run(lambda progress: maintenance.export(data, file, progress)))
+    show(run(lambda progress: archive.export(data, file, progress)))
 
 
 @click.command("import")
@@ -75,9 +75,9 @@ def import_(file: Path, data: Path, shards: int | None) -> None:
     Example
       croupier import backup.croupier --data new-folder --shards 16
     """
-    from streaming import maintenance
+    from streaming import archive
 
-    show(run(lambda progress: maintenance.import_(file, data, shards, progress)))
+    show(run(lambda progress: archive.import_(file, data, shards, progress)))
 
 
 @click.command()
@@ -89,8 +89,8 @@ def doctor(data: Path) -> None:
     Example
       croupier doctor --data /var/lib/croupier
     """
-    from streaming import maintenance
+    from streaming import doctor as _doctor
 
-    report = run(lambda progress: maintenance.doctor(data, progress))
+    report = run(lambda progress: _doctor.doctor(data, progress))
     show(report)
     sys.exit(0 if report.ok else 1)

@@ -16,15 +16,16 @@ import pytest
 
 from bandits.graph import Graph
 from streaming import events, token
-from streaming.archive import ArchiveError
+from streaming.archive import ArchiveError, export, import_
 from streaming.contract import COLUMNS
 from streaming.control import GraphPut, ItemPut, KeyAdd, PolicyPut, PolicySpec, RewardContract, to_json
+from streaming.doctor import doctor
 from streaming.errors import LayoutMismatch, LogCorrupt, StreamingError
 from streaming.folder import LOG_FILE, STORE_FILE, control_of, open_folder, state_of
 from streaming.learner import Learner, trim
 from streaming.log import CONTROL
 from streaming.log.sqlite import SqliteLog
-from streaming.maintenance import doctor, export, import_, replay
+from streaming.replay import replay
 from streaming.shards import shard_of_bank, shard_of_item
 from streaming.store import NOTHING, Manifest
 from streaming.store.sqlite import SqliteStore
