@@ -79,8 +79,8 @@ class Replica:
         """Applies what was committed since the last call; returns the number of commits."""
         applied = 0
         control = False
-        for number, shard in enumerate(self.shards):
-            if self._store.last(number)[0] == shard.last:
+        for number, (shard, (last, _)) in enumerate(zip(self.shards, self._store.lasts(), strict=True)):
+            if last == shard.last:
                 continue
             commits = self._store.changes(number, shard.last)
             if commits is None:

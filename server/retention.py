@@ -9,7 +9,7 @@ from streaming.control import ControlState, GraphPut, from_json
 from streaming.learner import trim
 from streaming.log import CONTROL, EventLog
 from streaming.state import State
-from streaming.store import HOUR_MS, ParameterStore
+from streaming.store import HOUR_MS, ParameterStore, automatic
 
 __all__ = ["drop_graphs", "trim"]
 
@@ -18,7 +18,7 @@ def drop_graphs(log: EventLog, store: ParameterStore, min_age_ms: int = HOUR_MS)
     """Drops the graphs that are not needed; False while a shard has no snapshot, since all are needed then."""
     oldest = []
     for shard in range(log.shards):
-        snapshots = store.snapshots(shard)
+        snapshots = automatic(store, shard)
         if not snapshots:
             return False
         oldest.append(_control_of(store, snapshots[0].name))

@@ -27,7 +27,7 @@ from streaming.folder import (
 )
 from streaming.log import Clock, wall_clock
 from streaming.state import State
-from streaming.store import SnapshotInfo
+from streaming.store import SnapshotInfo, automatic
 
 FREE_BYTES = 256 << 20
 """A disk with less room than this is a problem: one large fold, or one burst of rewards, fills it."""
@@ -143,7 +143,7 @@ def _control(folder: Folder, report: DoctorReport) -> int:
 
 
 def _shard(folder: Folder, shard: int, newest: int, report: DoctorReport, now_ms: int) -> None:
-    snapshots = folder.store.snapshots(shard)
+    snapshots = automatic(folder.store, shard)
     image = folder.store.load(shard)
     state, (_, head) = state_of(image), image.last
     start, end = folder.log.bounds(shard)

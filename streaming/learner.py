@@ -14,7 +14,7 @@ from streaming.errors import LayoutMismatch, StaleCommit, Trimmed
 from streaming.log import EventLog
 from streaming.shard import Shard
 from streaming.state import LAYOUT, State
-from streaming.store import NOTHING, Commit, ParameterStore, SnapshotInfo
+from streaming.store import NOTHING, Commit, ParameterStore, SnapshotInfo, automatic
 
 FOLD_BYTES = 8 << 20
 FOLD_COMMITS = 1000
@@ -100,7 +100,7 @@ class Learner:
         delta = shard.state.take_delta()
         self.shard = shard
         self._pending = Commit(
-            self._commit_id(), self._last, records[-1].offset + 1, records[-1].time_ms, records[0].time_ms, delta
+            self._commit_id(), self._last, records[-1].offset + 1, shard.log_time_ms, records[0].time_ms, delta
         )
         self._commit(self._pending)
         return len(records)
@@ -140,7 +140,7 @@ class Learner:
             return None
         self.fold()
         info = self.store.snapshot(self.number)
-        for old in self.store.snapshots(self.number)[:-keep]:
+        for old in automatic(self.store, self.number)[:-keep]:
             self.store.drop_snapshot(old.name)
         return info
 
@@ -148,6 +148,6 @@ class Learner:
 def trim(log: EventLog, store: ParameterStore) -> None:
     """Forgets the records that the oldest kept snapshot of their shard includes. A shard without one is left alone."""
     for shard in range(log.shards):
-        snapshots = store.snapshots(shard)
+        snapshots = automatic(store, shard)
         if snapshots:
             log.trim(shard, snapshots[0].head)

@@ -15,7 +15,7 @@ from streaming.errors import LayoutMismatch, NotFound, Trimmed
 from streaming.folder import Folder, Progress, open_folder, silent, state_of
 from streaming.shard import Shard
 from streaming.state import State
-from streaming.store import SnapshotInfo
+from streaming.store import SnapshotInfo, automatic
 
 BATCHES = (257, 1, 1021, 13)
 """Records a step, in turn: sizes that no learner uses, one of them a single record."""
@@ -84,11 +84,11 @@ def replay(data: Path, progress: Progress = silent) -> ReplayReport:
 
 def _shard(folder: Folder, shard: int, progress: Progress) -> ShardReplay:
     for attempt in itertools.count(1):
-        snapshots = folder.store.snapshots(shard)
+        snapshots = automatic(folder.store, shard)
         try:
             return _from(folder, shard, snapshots[0] if snapshots else None, progress)
         except (NotFound, Trimmed) as error:
-            if attempt == TRIES or (not isinstance(error, NotFound) and folder.store.snapshots(shard) == snapshots):
+            if attempt == TRIES or (not isinstance(error, NotFound) and automatic(folder.store, shard) == snapshots):
                 raise LayoutMismatch(
                     f"shard {shard}: the log in {folder.path} no longer holds what follows its oldest snapshot "
                     f"({error}): restore log and store together from one backup"

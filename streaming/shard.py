@@ -81,6 +81,8 @@ class Shard:
         self._policies: dict[int, Diag | Arms] = {}
         for policy in self.control.policies.values():
             self._prepare(policy)
+        if "log_time" not in state:
+            state.write("log_time", np.zeros((1, 1), np.int64))
         for name, dtype in (("outcomes/0", np.int64), ("dead_letters", np.int64), ("streams", np.int64)):
             if name not in state:
                 state.write(name, np.zeros((1, len(contract.COLUMNS)) if name == "outcomes/0" else (0, 2), dtype))
@@ -92,6 +94,7 @@ class Shard:
 
     def step(self, records: Sequence[Record]) -> None:
         """Applies whole records in order. Raises UnknownRecord for a layout of another release."""
+        records = self._in_time(records)
         batch: list[Record] = []
         for record in records:
             control = events.control_of(record.data)
@@ -105,6 +108,23 @@ class Shard:
         self._learn(batch)
         if records:
             self.answered.expire(records[-1].time_ms)
+
+    @property
+    def log_time_ms(self) -> int:
+        """Log time as of the last record."""
+        return int(self.state["log_time"][0, 0])
+
+    def _in_time(self, records: Sequence[Record]) -> list[Record]:
+        """The records with times that never go back: a broker's clock may, and time here is their running maximum."""
+        now_ms = self.log_time_ms
+        ordered = []
+        for record in records:
+            now_ms = max(now_ms, record.time_ms)
+            ordered.append(record if record.time_ms == now_ms else record._replace(time_ms=now_ms))
+        if now_ms > self.log_time_ms:
+            self.state["log_time"][0, 0] = now_ms
+            self.state.changed("log_time", np.zeros(1, np.int64))
+        return ordered
 
     def _rebases(self, time_ms: int) -> bool:
         return any(

@@ -13,6 +13,7 @@ values: applied twice, it changes nothing. Replicas and a restarting learner app
     outcomes/{policy}     int64, one column per outcome (`streaming.contract`); policy 0 = what exists no longer
     answered/{minute}     uint64 (decision, key, bits of the aggregate): answers that expire in that minute
     streams               int64 (stream, last shard sequence, log time of it)
+    log_time              int64, ms: the latest of any record so far, since a log's clock may step back
     dead_letters          int64 (offset, index in the record), the last 1,000 in a ring
 
     delta   4     length of the header (uint32), then the header: MessagePack list of operations
@@ -34,7 +35,7 @@ Rows = NDArray[Any]
 Change = Callable[[str, NDArray[np.int64] | None], None]
 LAYOUT = 1
 """Version of what this module draws, deltas and parts; the store's manifest names it."""
-CHUNK = 1 << 15
+CHUNK = 32_000  # so that a part of 16-byte rows, its header included, fits an allocation of 512 KiB
 _LENGTH = struct.Struct("<I")
 _SMALL = 0.5  # where more than this share of a table is written, the whole table is cheaper than indices
 

@@ -5,8 +5,8 @@ sequence of records; a record is opaque bytes (a frame of `streaming.events`) wi
 Offsets rise within a partition. The memory and SQLite adapters number them densely from 0; a caller may rely only
 on this: the next offset to read is the last one read, plus one.
 
-One process writes (`open_log(path, write=True)`), any number read. Adapters may be used from several threads;
-open them after a fork, not before.
+Any number of processes read. SQLite has one that writes; to Kafka any number do, and order is the broker's. Adapters
+may be used from several threads; open them after a fork, not before.
 
 >>> log = open_log("memory:", shards=2, clock=lambda: 1_000)
 >>> log.append([(0, b"decision"), (CONTROL, b"policy"), (0, b"reward")])
@@ -55,13 +55,15 @@ class EventLog(Protocol):
         """Number of data partitions, fixed when the log is created."""
 
     def append(self, batches: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
-        """Append records, given as (partition, data), in one durable transaction: all of them or none.
+        """Append records, given as (partition, data), durably: in memory and in SQLite all of them or none.
 
+        Kafka takes each record by itself: after LogUnavailable some may be there, or still come. So whoever appends
+        makes repeats harmless (numbered decisions, the reward contract, numbered control records).
         Returns (offset, time_ms) of each, in the order given. The time is the clock's, or the partition's latest
         where the clock has gone back. When this returns, the records survive kill -9 and loss of power.
-        Raises LogUnavailable (nothing is visible; after a *power loss* a record whose fsync failed may still turn up,
-        as it may when the caller dies before it sees the answer), LogCorrupt, ValueError for a partition that is
-        not there or a handle opened for reading.
+        Raises LogUnavailable (SQLite: nothing is visible; after a *power loss* a record whose fsync failed may still
+        turn up, as it may when the caller dies before it sees the answer), LogCorrupt, ValueError for a partition
+        that is not there or a handle opened for reading.
         """
 
     def read(self, partition: int, offset: int, max_records: int = 1000, max_bytes: int = 8 << 20) -> list[Record]:
@@ -71,7 +73,10 @@ class EventLog(Protocol):
         """
 
     def bounds(self, partition: int) -> tuple[int, int]:
-        """(start, end): the offsets kept are start <= offset < end. Cheap (about 10 us): it is how a reader polls."""
+        """(start, end): the offsets kept are start <= offset < end. About 10 us; a round trip where the log is away."""
+
+    def ends(self) -> list[int]:
+        """The end of each data partition, then that of the control partition, all asked for at once."""
 
     def trim(self, partition: int, before: int) -> None:
         """Forget the records before offset `before` (at most all there are); their space is reused, then given back.

@@ -66,6 +66,10 @@ class MemoryLog:
         with self._lock:
             return self._start[partition], self._start[partition] + len(self._records[partition])
 
+    def ends(self) -> list[int]:
+        """See `EventLog.ends`."""
+        return [self.bounds(partition)[1] for partition in (*range(self.shards), CONTROL)]
+
     def trim(self, partition: int, before: int) -> None:
         """See `EventLog.trim`."""
         self._check(partition)

@@ -164,6 +164,10 @@ class SqliteLog:
             raise self._file.damaged(f"partition {partition} has no bounds")
         return row
 
+    def ends(self) -> list[int]:
+        """See `EventLog.ends`."""
+        return [self.bounds(partition)[1] for partition in (*range(self.shards), CONTROL)]
+
     def trim(self, partition: int, before: int) -> None:
         """See `EventLog.trim`."""
         self._known(partition)

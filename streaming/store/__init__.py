@@ -82,12 +82,23 @@ class SnapshotInfo(msgspec.Struct, frozen=True):
     """A durable copy of a shard's base."""
 
     name: str
-    """`SHARD-HEAD-COMMIT`: the same state gets the same name."""
+    """`SHARD-HEAD-COMMIT`, and `-LABEL` where it has one: the same state gets the same name."""
     head: int
     commit_id: bytes
     time_ms: int
     """Log time of the state (not of the copying)."""
     size_bytes: int
+    label: str = ""
+    """What a user calls it; "" for those that the learner takes by itself, replaces and trims the log behind."""
+
+
+def snapshot_name(shard: int, head: int, commit_id: bytes, label: str = "") -> str:
+    """The name of a snapshot.
+
+    >>> snapshot_name(2, 700, b"0123456789abcdef", "before-sale")
+    '2-700-3031323334353637-before-sale'
+    """
+    return f"{shard}-{head}-{commit_id[:8].hex()}" + (f"-{label}" if label else "")
 
 
 class ParameterStore(Protocol):
@@ -106,7 +117,10 @@ class ParameterStore(Protocol):
         """The base and the commits after it, as of one moment."""
 
     def last(self, shard: int) -> tuple[bytes, int]:
-        """(id of the last commit, head); (NOTHING, 0) before the first. Cheap: it is how a follower polls."""
+        """(id of the last commit, head); (NOTHING, 0) before the first."""
+
+    def lasts(self) -> list[tuple[bytes, int]]:
+        """`last` of every shard, all asked for at once. Cheap: it is how a follower polls."""
 
     def commit(self, shard: int, commit: Commit) -> None:
         """Append to the shard's stream if `commit.after` is its last id, else raise StaleCommit.
@@ -140,11 +154,11 @@ class ParameterStore(Protocol):
         The age spares a blob that was just uploaded and whose control record is still on its way.
         """
 
-    def snapshot(self, shard: int) -> SnapshotInfo:
+    def snapshot(self, shard: int, label: str = "") -> SnapshotInfo:
         """Keep the present base (the caller folds first) under a name, until it is dropped. Durable."""
 
     def snapshots(self, shard: int) -> list[SnapshotInfo]:
-        """The shard's snapshots, oldest head first."""
+        """The shard's snapshots, oldest head first, with a label or without."""
 
     def load_snapshot(self, name: str) -> Image:
         """The snapshot's parts, without deltas. Raises NotFound."""
@@ -157,6 +171,11 @@ class ParameterStore(Protocol):
 
     def close(self) -> None:
         """Release files and threads. The contents stay."""
+
+
+def automatic(store: ParameterStore, shard: int) -> list[SnapshotInfo]:
+    """The snapshots of the shard that have no label, oldest first: those that replays start from."""
+    return [info for info in store.snapshots(shard) if not info.label]
 
 
 def open_store(url: str | PathLike[str], clock: Clock = wall_clock) -> ParameterStore:

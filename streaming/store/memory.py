@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit
 from streaming.log import Clock, wall_clock
-from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, SnapshotInfo
+from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
 
 
 @dataclass
@@ -62,6 +62,10 @@ class MemoryStore:
         with self._lock:
             s = self._shard(shard)
             return s.last_id, s.head
+
+    def lasts(self) -> list[tuple[bytes, int]]:
+        """See `ParameterStore.lasts`."""
+        return [self.last(shard) for shard in range(len(self._shards))]
 
     def commit(self, shard: int, commit: Commit) -> None:
         """See `ParameterStore.commit`."""
@@ -121,13 +125,13 @@ class MemoryStore:
             oldest = self._clock() - min_age_ms
             self._blobs = {n: (data, put) for n, (data, put) in self._blobs.items() if n in keep or put > oldest}
 
-    def snapshot(self, shard: int) -> SnapshotInfo:
+    def snapshot(self, shard: int, label: str = "") -> SnapshotInfo:
         """See `ParameterStore.snapshot`."""
         with self._lock:
             s = self._shard(shard)
             size = sum(map(len, s.parts.values()))
-            name = f"{shard}-{s.base_head}-{s.base_id[:8].hex()}"
-            info = SnapshotInfo(name, s.base_head, s.base_id, s.base_time_ms, size)
+            name = snapshot_name(shard, s.base_head, s.base_id, label)
+            info = SnapshotInfo(name, s.base_head, s.base_id, s.base_time_ms, size, label)
             self._snapshots[name] = shard, info, dict(s.parts)
             return info
 

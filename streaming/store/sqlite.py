@@ -30,7 +30,7 @@ import msgspec
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit, StoreCorrupt, StoreUnavailable
 from streaming.log import Clock, wall_clock
 from streaming.sqlite_file import Kind, SqliteFile, take_lock
-from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, SnapshotInfo
+from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
 
 STORE = Kind(
     noun="parameter store",
@@ -57,7 +57,7 @@ CREATE INDEX commits_after ON commits (after);
 CREATE TABLE base (shard INTEGER, part TEXT, chunk INTEGER NOT NULL, PRIMARY KEY (shard, part)) WITHOUT ROWID;
 CREATE TABLE snapshots (
     name TEXT PRIMARY KEY, shard INTEGER NOT NULL, head INTEGER NOT NULL, commit_id BLOB NOT NULL,
-    time_ms INTEGER NOT NULL, size_bytes INTEGER NOT NULL
+    time_ms INTEGER NOT NULL, size_bytes INTEGER NOT NULL, label TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE snapshot_parts (name TEXT, part TEXT, chunk INTEGER NOT NULL, PRIMARY KEY (name, part)) WITHOUT ROWID;
 CREATE INDEX snapshot_chunks ON snapshot_parts (chunk);
@@ -129,6 +129,13 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise self._file.explain(error) from error
         return last_id, head
+
+    def lasts(self) -> list[tuple[bytes, int]]:
+        """See `ParameterStore.lasts`."""
+        try:
+            return self._file.connection().execute("SELECT last_id, head FROM shards ORDER BY shard").fetchall()
+        except sqlite3.Error as error:
+            raise self._file.explain(error) from error
 
     def commit(self, shard: int, commit: Commit) -> None:
         """See `ParameterStore.commit`."""
@@ -224,21 +231,21 @@ class SqliteStore:
             con.executemany("DELETE FROM blobs WHERE name = ?", [(name,) for (name,) in old if name not in keep])
         self._file.give_back()
 
-    def snapshot(self, shard: int) -> SnapshotInfo:
+    def snapshot(self, shard: int, label: str = "") -> SnapshotInfo:
         """See `ParameterStore.snapshot`."""
         with self._file.writing("FULL", 0) as con:
             commit_id, head, time_ms = self._shard(con, "base_id, base_head, base_time_ms", shard)
             (size,) = con.execute(
                 "SELECT coalesce(sum(length(data)), 0) FROM base JOIN chunks USING (chunk) WHERE shard = ?", (shard,)
             ).fetchone()
-            info = SnapshotInfo(f"{shard}-{head}-{commit_id[:8].hex()}", head, commit_id, time_ms, size)
+            name = snapshot_name(shard, head, commit_id, label)
+            info = SnapshotInfo(name, head, commit_id, time_ms, size, label)
             _drop_snapshot(con, info.name)
             con.execute(
-                "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)", (info.name, shard, head, commit_id, time_ms, size)
+                "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, shard, head, commit_id, time_ms, size, label),
             )
-            con.execute(
-                "INSERT INTO snapshot_parts SELECT ?, part, chunk FROM base WHERE shard = ?", (info.name, shard)
-            )
+            con.execute("INSERT INTO snapshot_parts SELECT ?, part, chunk FROM base WHERE shard = ?", (name, shard))
         return info
 
     def snapshots(self, shard: int) -> list[SnapshotInfo]:
@@ -246,7 +253,8 @@ class SqliteStore:
         self.last(shard)  # raises for a shard that is not there
         with self._file.reading() as con:
             rows = con.execute(
-                "SELECT name, head, commit_id, time_ms, size_bytes FROM snapshots WHERE shard = ? ORDER BY head, name",
+                "SELECT name, head, commit_id, time_ms, size_bytes, label FROM snapshots WHERE shard = ?"
+                " ORDER BY head, name",
                 (shard,),
             )
             return [SnapshotInfo(*row) for row in rows]

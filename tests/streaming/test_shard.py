@@ -22,7 +22,9 @@ from streaming.control import (
     RewardContract,
     to_json,
 )
-from streaming.shard import DEAD_LETTERS_MAX, REBASE_EVERY, UnknownRecord, decay_exponent
+from streaming.log import Record
+from streaming.shard import DEAD_LETTERS_MAX, REBASE_EVERY, Shard, UnknownRecord, decay_exponent
+from streaming.state import State
 from tests.streaming.machines import FILMS, START_MS, TITLES, WEIGHTS, Machine, graph
 
 
@@ -315,3 +317,16 @@ def test_an_unknown_event_stops_the_shard_with_its_place() -> None:
     event[:4] = crc32(bytes(event[4:])).to_bytes(4, "little")
     with pytest.raises(UnknownRecord, match=r"shard 0, offset 3, event 1: .* another release"):
         m.give(events.frame([events.segment(TITLES, 1, "a"), bytes(event)]))
+
+
+def test_a_log_clock_that_steps_back_does_not_take_time_back():
+    """Whatever the batches: the answered-set expires by the latest time so far, not by the last record's."""
+    states = []
+    for batch in (1, 2, 5):
+        machine = Shard(0, 1, State(), {}.__getitem__)
+        records = [Record(i, t, events.frame([])) for i, t in enumerate([1_000, 90_000_000, 2_000, 3_000, 90_000_001])]
+        for at in range(0, len(records), batch):
+            machine.step(records[at : at + batch])
+        assert machine.log_time_ms == 90_000_001
+        states.append(machine.state)
+    assert states[0].equal(states[1]) == states[0].equal(states[2]) == []
