@@ -241,7 +241,7 @@ class Cluster:
         """What keeps the cluster from being whole, as one live node sees it; empty when nothing does."""
         up = {name for name, node in self.ids.items() if node in self.live}
         offsets: dict[str, int] = {}
-        owners = None
+        shape: dict[str, tuple[Any, str]] | None = None  # node id -> slots, id of its master ("-" for a master)
         for name, node in self.ids.items():
             if name not in up:
                 continue
@@ -253,21 +253,22 @@ class Cluster:
                 flags = seen[other]["flags"] if other in seen else "unknown"
                 if any(word in flags for word in ("fail", "handshake", "noaddr", "unknown")):
                     return f"node {node.port} calls live node {self.ids[other].port} {flags}"
-            owned = {other: str(entry["slots"]) for other, entry in seen.items() if entry["slots"]}
-            if not owned.keys() <= up:
+            if not {other for other, entry in seen.items() if entry["slots"]} <= up:
                 return f"node {node.port} has slots on nodes that are down"
-            if owners is not None and owned != owners:
-                return f"node {node.port} has another owner of a slot than the others"
-            owners = owned
+            said = {other: (seen[other]["slots"], seen[other]["master_id"]) for other in up}
+            if shape is not None and said != shape:
+                return f"node {node.port} sees other masters, slots or replicas than the others"
+            shape = said
             offsets[name] = node.admin.info("replication")["master_repl_offset"]
-        for name in up - (owners or {}).keys():
+        for name, (slots, master) in (shape or {}).items():
+            if slots:
+                continue
             told = self.ids[name].admin.info("replication")
             if told["role"] != "slave" or told["master_link_status"] != "up":
                 return f"node {self.ids[name].port} is no replica with its link up"
-            master = view(self.ids[name])[name]["master_id"]
             if told["slave_repl_offset"] < offsets[master]:
                 return f"node {self.ids[name].port} is {offsets[master] - told['slave_repl_offset']} bytes behind"
-        return "" if owners else "no node is up"
+        return "" if shape else "no node is up"
 
     def _trying(self, check: Callable[[], bool]) -> Callable[[], bool]:
         def tried() -> bool:
