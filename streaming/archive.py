@@ -1,4 +1,4 @@
-"""Export and import: a data folder's whole knowledge as one file, and a new data folder from it.
+"""Export and import: a place's whole knowledge as one file, and a new place from it, of either kind.
 
     manifest.json             what this is, and size and BLAKE2b of every other member
     control                   the records of the control partition, as a MessagePack list of bytes
@@ -7,10 +7,17 @@
 
 It is a zip file. It holds the signing keys, so that the ids of open decisions stay good: keep it as you keep the keys.
 
-A server that starts on the imported folder serves the same parameters. The folder's log is a new one. Its control
-partition holds the whole control history, so numbers go on where they were; each shard's begins with an empty frame,
-so that the log's time goes on where it was, and with the control records which that shard had not applied yet; both
-are learned at once. Each shard's parameters stand as a snapshot at offset 0, from which `replay` starts.
+What is imported serves the same parameters, in a data folder or on many machines, whichever it was exported from. The
+new place's log is a new one. Its control partition holds the whole control history, so numbers go on where they were;
+each shard's begins with an empty frame, and with the control records which that shard had not applied yet; both are
+learned at once. Each shard's parameters stand as a snapshot at offset 0, from which `replay` starts.
+
+A folder is made beside its final name and renamed: there is all of it or nothing. Where the parts are servers, the
+order of writing tells (`streaming.place.half_import` looks):
+
+    manifest, blobs -> each shard's tables as of offset 0 -> control partition -> shards' partitions
+
+so until the last step some shard has parameters beside an empty partition, and everyone refuses the place.
 """
 
 import contextlib
@@ -21,7 +28,6 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,25 +36,24 @@ import numpy as np
 
 from streaming import events, reshard
 from streaming.control import GraphPut, from_json
-from streaming.errors import StreamingError
-from streaming.folder import (
-    LOG_FILE,
-    STORE_FILE,
-    Folder,
+from streaming.errors import LayoutMismatch, StreamingError
+from streaming.learner import Learner, new_commit_id
+from streaming.log import CONTROL, Clock, EventLog, open_log, wall_clock
+from streaming.place import (
+    OpenPlace,
+    Place,
     Progress,
     control_history,
     control_of,
-    open_folder,
+    live,
+    masked,
+    open_place,
     silent,
     state_of,
 )
-from streaming.learner import Learner, new_commit_id
-from streaming.log import CONTROL, Clock, wall_clock
-from streaming.log.sqlite import SqliteLog
 from streaming.state import LAYOUT as STATE_LAYOUT
 from streaming.state import State
-from streaming.store import NOTHING, Commit, Manifest, ParameterStore
-from streaming.store.sqlite import SqliteStore
+from streaming.store import NOTHING, Commit, Manifest, ParameterStore, open_store
 
 FORMAT = "croupier export"
 LAYOUT = 1
@@ -119,33 +124,34 @@ class ExportReport:
 class ImportReport:
     """What `import_` made."""
 
-    data: str
+    place: Place
     shards: int
     policies: list[str]
 
     def lines(self) -> list[str]:
+        names = ", ".join(self.policies) or "none"
         return [
-            f"{self.data}: {self.shards} shards, {len(self.policies)} policies ({', '.join(self.policies) or 'none'})",
-            f"Start it: croupier serve --data {self.data}",
+            f"{self.place.name}: {self.shards} shards, {len(self.policies)} policies ({names})",
+            f"Start a server on it: croupier serve {self.place.options}",
         ]
 
 
 # ------------------------------------------------------------------------------------------------------------- export
 
 
-def export(data: Path, file: Path, progress: Progress = silent, clock: Clock = wall_clock) -> ExportReport:
-    """Writes what the folder at `data` knows to `file`, which must not exist. A server may be running on the folder.
+def export(place: Place, file: Path, progress: Progress = silent, clock: Clock = wall_clock) -> ExportReport:
+    """Writes what a place knows to `file`, which must not exist. Servers and learners may be running on the place.
 
-    Raises ArchiveError where the file is there or cannot be written, and what `streaming.folder.open_folder` raises.
+    Raises ArchiveError where the file is there or cannot be written, and what `streaming.place.open_place` raises.
     """
     if file.exists():
         raise ArchiveError(f"{file} is there already: choose another name, or move it away")
     part = file.with_name(f"{file.name}.part")
     try:
-        with open_folder(data) as folder:
+        with open_place(place, clock) as opened:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w+b") as out:
-                report = _write(folder, out, progress, clock)
+                report = _write(opened, out, progress, clock)
                 out.flush()
                 os.fsync(out.fileno())
             size = part.stat().st_size
@@ -158,37 +164,37 @@ def export(data: Path, file: Path, progress: Progress = silent, clock: Clock = w
 
 
 def _write(
-    folder: Folder, out: io.BufferedRandom, progress: Progress, clock: Clock
+    opened: OpenPlace, out: io.BufferedRandom, progress: Progress, clock: Clock
 ) -> tuple[list[int], int, list[str]]:
     members: dict[str, Member] = {}
     heads: list[ShardHead] = []
     blobs: set[str] = set()
     policies: set[str] = set()
     behind = 0
-    steps = folder.log.shards + 1
+    steps = opened.log.shards + 1
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
 
         def add(name: str, content: bytes) -> None:
             members[name] = Member(len(content), hashlib.blake2b(content).hexdigest())
             archive.writestr(name, content)
 
-        for shard in range(folder.log.shards):
-            image = folder.store.load(shard)
+        for shard in range(opened.log.shards):
+            image = opened.store.load(shard)
             state, (_, head) = state_of(image), image.last
             control = control_of(state)
             for name in sorted(state.tables):
                 add(f"shards/{shard}/{name}.npy", _npy(state, name))
-            heads.append(ShardHead(head, _log_time_ms(folder, shard, head), control.applied))
+            heads.append(ShardHead(head, _log_time_ms(state), control.applied))
             policies.update(control.policies)
             blobs.update(policy.graph.blob for policy in control.policies.values() if policy.graph)
-            behind += folder.log.bounds(shard)[1] - head
+            behind += opened.log.bounds(shard)[1] - head
             progress("shards", shard + 1, steps)
         # Read after the shards, so that it holds every record which one of them has applied.
-        history = control_history(folder)
+        history = control_history(opened.log)
         add(_CONTROL, msgspec.msgpack.encode(history))
         blobs.update(_pending_blobs(history, min(head.applied for head in heads)))
         for blob in sorted(blobs):
-            add(f"blobs/{blob}", folder.store.get_blob(blob))
+            add(f"blobs/{blob}", opened.store.get_blob(blob))
         names = sorted(policies)
         manifest = ArchiveManifest(FORMAT, LAYOUT, STATE_LAYOUT, clock(), heads, names, members)
         archive.writestr(_MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
@@ -202,26 +208,13 @@ def _npy(state: State, name: str) -> bytes:
     return out.getvalue()
 
 
-def _log_time_ms(folder: Folder, shard: int, head: int) -> int:
-    """Log time of the shard's tables: of the last record in them, or of the snapshot behind which that was trimmed."""
-    times = [snapshot.time_ms for snapshot in folder.store.snapshots(shard) if snapshot.head <= head]
-    start, _ = folder.log.bounds(shard)
-    if head > start:
-        times += [record.time_ms for record in folder.log.read(shard, head - 1, 1)]
-    return max(times, default=0)
-
-
-def _after(history: Iterable[bytes], applied: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """(n, JSON, record) of the control records after number `applied`, the first of each number, in order."""
-    for data in history:
-        record = events.control_of(data)
-        if record is not None and record[0] == applied + 1:
-            applied += 1
-            yield *record, data
+def _log_time_ms(state: State) -> int:
+    """Log time of the shard's tables; 0 where it has none yet."""
+    return int(state["log_time"][0, 0]) if "log_time" in state else 0
 
 
 def _pending_blobs(history: list[bytes], applied: int) -> set[str]:
-    records = (from_json(data) for _, data, _ in _after(history, applied))
+    records = (from_json(data) for _, data, _ in live(history, applied))
     return {record.blob for record in records if isinstance(record, GraphPut)}
 
 
@@ -229,16 +222,20 @@ def _pending_blobs(history: list[bytes], applied: int) -> set[str]:
 
 
 def import_(
-    file: Path, data: Path, shards: int | None = None, progress: Progress = silent, clock: Clock = wall_clock
+    file: Path, place: Place, shards: int | None = None, progress: Progress = silent, clock: Clock = wall_clock
 ) -> ImportReport:
-    """Makes a new data folder at `data` (absent or empty) from an export. `shards` None: as many as it had.
+    """Makes a new place from an export. `shards` None: as many as it had.
 
-    With another number of shards, items and banks move to the shards that then own them; edges of policies that forget
-    keep their values to rounding only. Raises ArchiveError, with nothing made, where the file is damaged, foreign or
-    of another release, or the folder is not empty.
+    A data folder must be absent or empty; a log and a store of servers are made where there are none, and must hold
+    nothing yet. With another number of shards, items and banks move to the shards that then own them; edges of policies
+    that forget keep their values to rounding only. Raises ArchiveError, with nothing made, where the file is damaged,
+    foreign or of another release, or the place holds something; and what opening log and store raises.
     """
-    if data.exists() and (not data.is_dir() or any(data.iterdir())):
-        raise ArchiveError(f"{data} is not an empty folder: import into a new one, or move that one away")
+    folder = place.folder
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArchiveError(f"{folder} is not an empty folder: import into a new one, or move that one away")
+    if folder is None and not all("://" in url for url in place):
+        raise ArchiveError(f"{place.name}: import into a data folder, or into a log and a store that are URLs")
     if shards is not None and not 1 <= shards <= 1024:
         raise ArchiveError(f"shards is {shards}: must be 1 to 1,024")
     try:
@@ -254,19 +251,24 @@ def import_(
             )
         states = reshard.redistribute(states, shards, blobs.__getitem__)
     time_ms = max(head.log_time_ms for head in manifest.shards)
-    data = data.absolute()
-    new = None
-    try:
-        data.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f"{data.name}.", suffix=".importing", dir=data.parent))
-        _make(new, states, history, blobs, lambda: max(time_ms, clock()))
-        os.rename(new, data)
-    except OSError as error:
-        raise ArchiveError(f"{data} cannot be made ({error.strerror}): choose a folder with room for it") from error
-    finally:
-        if new is not None:
-            shutil.rmtree(new, ignore_errors=True)
-    return ImportReport(str(data), len(states), manifest.policies)
+    knowledge = _Knowledge(states, history, blobs, time_ms)
+    if folder is None:
+        _make(place, knowledge, progress, clock)
+    else:
+        folder = folder.absolute()
+        place = Place.of_folder(folder)
+        _make_folder(folder, knowledge, progress, clock)
+    return ImportReport(place, len(states), manifest.policies)
+
+
+@dataclass(frozen=True)
+class _Knowledge:
+    """What an archive holds: each shard's tables, the control partition's records, graphs, and the latest log time."""
+
+    states: list[State]
+    history: list[bytes]
+    blobs: dict[str, bytes]
+    time_ms: int
 
 
 def _open(file: Path, progress: Progress) -> tuple[ArchiveManifest, dict[str, bytes]]:
@@ -317,30 +319,70 @@ def _parse(
     history = msgspec.msgpack.decode(contents[_CONTROL], type=list[bytes])
     newest = max(head.applied for head in manifest.shards)
     for shard, head in enumerate(manifest.shards):
-        reached = [head.applied, *(n for n, _, _ in _after(history, head.applied))][-1]
+        reached = [head.applied, *(n for n, _, _ in live(history, head.applied))][-1]
         if reached < newest:
             raise ArchiveError(f"{file} lacks control record {reached + 1}, which shard {shard} needs: export again")
     return states, history, blobs
 
 
-def _make(folder: Path, states: list[State], history: list[bytes], blobs: dict[str, bytes], clock: Clock) -> None:
+def _make_folder(folder: Path, knowledge: _Knowledge, progress: Progress, clock: Clock) -> None:
+    """The data folder, whole or not at all."""
+    new = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".importing", dir=folder.parent))
+        _make(Place.of_folder(new), knowledge, progress, clock)
+        os.rename(new, folder)
+    except OSError as error:
+        raise ArchiveError(f"{folder} cannot be made ({error.strerror}): choose a folder with room for it") from error
+    finally:
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _make(place: Place, knowledge: _Knowledge, progress: Progress, clock: Clock) -> None:
+    """Writes it all, in the order that the module's docstring draws."""
+    states = knowledge.states
+
+    def now_ms() -> int:
+        return max(knowledge.time_ms, clock())
+
     with contextlib.ExitStack() as stack:
-        log = SqliteLog(str(folder / LOG_FILE), len(states), clock, write=True)
+        try:
+            log = open_log(place.log, len(states), now_ms, write=True)
+        except LayoutMismatch as error:
+            raise ArchiveError(f"{error}; or import with --shards") from error
         stack.callback(log.close)
-        store = SqliteStore(str(folder / STORE_FILE), clock)
+        store = open_store(place.store, now_ms)
         stack.callback(store.close)
+        if store.manifest() is not None:
+            raise ArchiveError(
+                f"the store {masked(place.store)} holds something already: import under another name, or remove it"
+            )
+        _check_empty(place, log)
         store.create(Manifest(os.urandom(16).hex(), log.id, len(states), STATE_LAYOUT))
-        for blob in blobs.values():
+        for shard, state in enumerate(states):
+            _place(store, shard, state, now_ms())
+            progress("writing shards", shard + 1, len(states))
+        for blob in knowledge.blobs.values():
             store.put_blob(blob)
-        batches = [(CONTROL, record) for record in history]
+        _check_empty(place, log)
+        if knowledge.history:
+            log.append([(CONTROL, record) for record in knowledge.history])
+        batches: list[tuple[int, bytes]] = []
         for shard, state in enumerate(states):
+            batches += [(shard, record) for _, _, record in live(knowledge.history, control_of(state).applied)]
             batches.append((shard, events.frame([])))
-            batches += [(shard, record) for _, _, record in _after(history, control_of(state).applied)]
         log.append(batches)
-        for shard, state in enumerate(states):
-            if state.tables:
-                _place(store, shard, state, clock())
+        for shard in range(len(states)):
             Learner(shard, log, store).poll()
+
+
+def _check_empty(place: Place, log: EventLog) -> None:
+    if any(log.ends()):
+        raise ArchiveError(
+            f"the log {masked(place.log)} holds something already: import under another name, or remove it"
+        )
 
 
 def _place(store: ParameterStore, shard: int, state: State, now_ms: int) -> None:

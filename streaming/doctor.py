@@ -1,6 +1,6 @@
-"""Doctor: looks at a data folder and says what is there, what is kept and why, and what is wrong and what to do.
+"""Doctor: looks at a place and says what is there, what is kept and why, and what is wrong and what to do.
 
-It never writes, and a server may be running on the folder.
+It never writes, and servers and learners may be running on the place.
 """
 
 import shutil
@@ -13,21 +13,22 @@ from urllib.parse import quote
 from streaming.contract import COLUMNS, POISONED
 from streaming.control import ControlError, ControlState, from_json
 from streaming.errors import LogUnavailable, NotFound, StreamingError
-from streaming.events import control_of as control_record
-from streaming.folder import (
+from streaming.log import Clock, wall_clock
+from streaming.place import (
     LOG_FILE,
     STORE_FILE,
-    Folder,
+    OpenPlace,
+    Place,
     Progress,
     control_history,
     control_of,
-    open_folder,
+    live,
+    open_place,
     silent,
     state_of,
 )
-from streaming.log import Clock, wall_clock
 from streaming.state import State
-from streaming.store import SnapshotInfo, automatic
+from streaming.store import SnapshotInfo
 
 FREE_BYTES = 256 << 20
 """A disk with less room than this is a problem: one large fold, or one burst of rewards, fills it."""
@@ -39,7 +40,7 @@ LETTERS_SHOWN = 5
 class DoctorReport:
     """Facts, one line each, and problems, one sentence each with its remedy."""
 
-    data: str
+    name: str
     facts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -49,16 +50,28 @@ class DoctorReport:
 
     def lines(self) -> list[str]:
         n = len(self.problems)
-        verdict = f"{self.data} is in order." if self.ok else f"{n} problem{'s' * (n > 1)}:"
+        verdict = f"{self.name} is in order." if self.ok else f"{n} problem{'s' * (n > 1)}:"
         return [*self.facts, verdict, *(f"- {problem}" for problem in self.problems)]
 
 
-def doctor(data: Path, progress: Progress = silent, clock: Clock = wall_clock) -> DoctorReport:
-    """Examines the data folder at `data`. What is wrong with it is reported, not raised."""
-    report = DoctorReport(str(data))
+def doctor(place: Place, progress: Progress = silent, clock: Clock = wall_clock) -> DoctorReport:
+    """Examines a place. What is wrong with it is reported, not raised."""
+    report = DoctorReport(place.name)
+    if place.folder is not None and not _files(place.folder, report, progress):
+        return report
+    try:
+        with open_place(place, clock) as opened:
+            _place(opened, report, progress, clock())
+    except (StreamingError, OSError) as error:
+        report.problems.append(str(error))
+    return report
+
+
+def _files(data: Path, report: DoctorReport, progress: Progress) -> bool:
+    """Whether the files of a data folder are there and sound."""
     if not data.is_dir():
         report.problems.append(f"there is no data folder at {data}: `croupier serve --data {data}` makes one")
-        return report
+        return False
     free = shutil.disk_usage(data).free
     report.facts.append(f"{data}: {_size(free)} free on its disk")
     if free < FREE_BYTES:
@@ -70,14 +83,7 @@ def doctor(data: Path, progress: Progress = silent, clock: Clock = wall_clock) -
         progress(f"checking {name}", 0, 1)
         sound = _file(data / name, noun, report) and sound
         progress(f"checking {name}", 1, 1)
-    if not sound:
-        return report
-    try:
-        with open_folder(data, clock) as folder:
-            _folder(folder, report, progress, clock())
-    except (StreamingError, OSError) as error:
-        report.problems.append(str(error))
-    return report
+    return sound
 
 
 def _file(path: Path, noun: str, report: DoctorReport) -> bool:
@@ -105,87 +111,97 @@ def _file(path: Path, noun: str, report: DoctorReport) -> bool:
     return sound == ["ok"]
 
 
-def _folder(folder: Folder, report: DoctorReport, progress: Progress, now_ms: int) -> None:
-    log, store = folder.log, folder.store
+def _place(opened: OpenPlace, report: DoctorReport, progress: Progress, now_ms: int) -> None:
+    log, store = opened.log, opened.store
     report.facts.append(
-        f"log {log.id}, {_size(log.size_bytes())}; store {folder.manifest.id}, {_size(store.size_bytes())}; "
+        f"log {log.id}, {_size(log.size_bytes())}; store {opened.manifest.id}, {_size(store.size_bytes())}; "
         f"they belong together; {log.shards} shards"
     )
-    newest = _control(folder, report)
+    newest = _control(opened, report)
     for shard in range(log.shards):
         try:
-            _shard(folder, shard, newest, report, now_ms)
+            _shard(opened, shard, newest, report, now_ms)
         except StreamingError as error:
             report.problems.append(f"shard {shard}: {error}")
         progress("shards", shard + 1, log.shards)
 
 
-def _control(folder: Folder, report: DoctorReport) -> int:
+def _control(opened: OpenPlace, report: DoctorReport) -> int:
     """The number of the newest control record; reports which of them changed nothing, and why."""
     state, ignored = ControlState(), []
-    for data in control_history(folder):
-        record = control_record(data)
-        if record is None or record[0] != state.applied + 1:
-            continue
+    history = control_history(opened.log)
+    for n, data, _ in live(history):
         before = state.encode()
         try:
-            state.apply(record[0], from_json(record[1]))
+            state.apply(n, from_json(data))
         except ControlError as error:
-            ignored.append(f"{record[0]} ({error})")
+            ignored.append(f"{n} ({error})")
             state = ControlState.decode(before)
-            state.applied = record[0]
+            state.applied = n
     report.facts.append(
-        f"control: {state.applied} records, {len(state.policies)} policies "
+        f"control: {state.applied:,} records, {len(state.policies)} policies "
         f"({', '.join(sorted(state.policies)) or 'none'}), {len(state.keys)} signing keys"
+        + (f"; {len(history) - state.applied:,} more that lost a race" if len(history) > state.applied else "")
         + (f"; without effect: {', '.join(ignored)}" if ignored else "")
     )
     return state.applied
 
 
-def _shard(folder: Folder, shard: int, newest: int, report: DoctorReport, now_ms: int) -> None:
-    snapshots = automatic(folder.store, shard)
-    image = folder.store.load(shard)
+def _shard(opened: OpenPlace, shard: int, newest: int, report: DoctorReport, now_ms: int) -> None:
+    snapshots = opened.store.snapshots(shard)
+    unlabelled = [snapshot for snapshot in snapshots if not snapshot.label]
+    image = opened.store.load(shard)
     state, (_, head) = state_of(image), image.last
-    start, end = folder.log.bounds(shard)
+    start, end = opened.log.bounds(shard)
     control = control_of(state)
     report.facts += [
         f"shard {shard}: log keeps offsets {start:,} to {end:,}, parameters include it up to {head:,}; "
-        + _lag(folder, shard, head, end, now_ms, report),
-        f"  kept: {_kept(snapshots, start)}",
+        + _lag(opened, shard, head, end, now_ms, report),
+        f"  kept: {_kept(unlabelled, start)}",
+        *_labelled(snapshots),
         f"  {_size(sum(state[name].nbytes for name in state.tables))} in {len(state.tables)} tables, "
         f"{len(image.deltas):,} commits since the base; {_tables(state)}",
         *_letters(state),
     ]
-    report.problems += [f"shard {shard}: {problem}" for problem in _positions(snapshots, start, head, end)]
+    report.problems += [
+        f"shard {shard}: {problem}" for problem in _positions(opened.place, unlabelled, start, head, end)
+    ]
     if head == end and control.applied < newest:
         report.problems.append(
             f"shard {shard}: control record {control.applied + 1} of {newest} has not reached it: start the server, "
             "which sends it again"
         )
     for snapshot in snapshots:
-        folder.store.load_snapshot(snapshot.name)  # raises where a part has a wrong checksum
+        opened.store.load_snapshot(snapshot.name)  # raises where a part has a wrong checksum
     for policy in control.policies.values():
         try:
             if policy.graph is not None:
-                folder.store.get_blob(policy.graph.blob)
+                opened.store.get_blob(policy.graph.blob)
         except NotFound:
             report.problems.append(
                 f"shard {shard}: the graph of policy {policy.name!r} is missing in the store: upload the graph again"
             )
 
 
-def _lag(folder: Folder, shard: int, head: int, end: int, now_ms: int, report: DoctorReport) -> str:
+def _labelled(snapshots: list[SnapshotInfo]) -> list[str]:
+    kept = [f"{each.label} (offset {each.head:,}, {_size(each.size_bytes)})" for each in snapshots if each.label]
+    return [f"  labelled snapshots, kept until they are dropped: {', '.join(kept)}"] if kept else []
+
+
+def _lag(opened: OpenPlace, shard: int, head: int, end: int, now_ms: int, report: DoctorReport) -> str:
     try:
-        waiting = folder.log.read(shard, head, 1) if head < end else []
+        waiting = opened.log.read(shard, head, 1) if head < end else []
     except LogUnavailable:
         waiting = []
     if not waiting:
         return "no lag"
     waited_ms = max(0, now_ms - waiting[0].time_ms)
     if waited_ms > STUCK_MS:
+        embedded = opened.place.folder is not None
+        starter = "the server" if embedded else f"`croupier learner {opened.place.options}`"
+        remedy = f"start {starter}; if it is running, its learner has stopped, and its messages say why"
         report.problems.append(
-            f"shard {shard}: {end - head:,} records have waited {waited_ms / 1000:,.0f} s to be learned: start the "
-            "server; if it is running, its learner has stopped, and its messages say why"
+            f"shard {shard}: {end - head:,} records have waited {waited_ms / 1000:,.0f} s to be learned: " + remedy
         )
     return f"lag {end - head:,} records, the oldest waiting {waited_ms / 1000:,.3f} s"
 
@@ -233,8 +249,8 @@ def _letters(state: State) -> list[str]:
     return [f"  dead letters: {poisoned:,}; the newest (offset, index): {shown or 'of another log'}"]
 
 
-def _positions(snapshots: list[SnapshotInfo], start: int, head: int, end: int) -> Iterator[str]:
-    backup = "restore log and store together from one backup, or start a new data folder with `croupier import`"
+def _positions(place: Place, snapshots: list[SnapshotInfo], start: int, head: int, end: int) -> Iterator[str]:
+    backup = place.together
     if head > end:
         yield (
             f"the parameters include the log up to offset {head:,}, but the log ends at {end:,}: it was shortened or "

@@ -8,11 +8,11 @@ failed over, must all have left no trace.
 
 import itertools
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from streaming.contract import COLUMNS
-from streaming.errors import LayoutMismatch, NotFound, Trimmed
-from streaming.folder import Folder, Progress, open_folder, silent, state_of
+from streaming.errors import LayoutMismatch, LogUnavailable, NotFound, Trimmed
+from streaming.log import Clock, wall_clock
+from streaming.place import OpenPlace, Place, Progress, open_place, silent, state_of
 from streaming.shard import Shard
 from streaming.state import State
 from streaming.store import SnapshotInfo, automatic
@@ -54,7 +54,7 @@ class ShardReplay:
 class ReplayReport:
     """What `replay` found."""
 
-    data: str
+    name: str
     shards: list[ShardReplay] = field(default_factory=list)
 
     @property
@@ -64,60 +64,60 @@ class ReplayReport:
     def lines(self) -> list[str]:
         lines = [line for shard in self.shards for line in shard.lines()]
         if self.equal:
-            return [*lines, f"The parameters in {self.data} are what their log says, bit for bit."]
+            return [*lines, f"The parameters in {self.name} are what their log says, bit for bit."]
         return [
             *lines,
-            f"The parameters in {self.data} are NOT what their log says. The same release on the same kind of CPU must "
+            f"The parameters in {self.name} are NOT what their log says. The same release on the same kind of CPU must "
             "give the same bits: if either changed since the oldest snapshot, run this again once newer snapshots have "
-            "replaced it. Otherwise stop the server, keep a copy of the folder and report it.",
+            "replaced it. Otherwise keep a copy of log and store as they are now, and report it.",
         ]
 
 
-def replay(data: Path, progress: Progress = silent) -> ReplayReport:
-    """Replays the kept log of the folder at `data` and compares. Only reads; a server may be running on it.
+def replay(place: Place, progress: Progress = silent, clock: Clock = wall_clock) -> ReplayReport:
+    """Replays the kept log of a place and compares. Only reads; servers and learners may be running on it.
 
-    Raises the errors of `streaming.folder.open_folder`, and LayoutMismatch where the log does not reach the head.
+    Raises the errors of `streaming.place.open_place`, and LayoutMismatch where the log does not reach the head.
     """
-    with open_folder(data) as folder:
-        return ReplayReport(str(data), [_shard(folder, shard, progress) for shard in range(folder.log.shards)])
+    with open_place(place, clock) as opened:
+        return ReplayReport(place.name, [_shard(opened, shard, progress) for shard in range(opened.log.shards)])
 
 
-def _shard(folder: Folder, shard: int, progress: Progress) -> ShardReplay:
+def _shard(opened: OpenPlace, shard: int, progress: Progress) -> ShardReplay:
     for attempt in itertools.count(1):
-        snapshots = automatic(folder.store, shard)
+        snapshots = automatic(opened.store, shard)
         try:
-            return _from(folder, shard, snapshots[0] if snapshots else None, progress)
+            return _from(opened, shard, snapshots[0] if snapshots else None, progress)
         except (NotFound, Trimmed) as error:
-            if attempt == TRIES or (not isinstance(error, NotFound) and automatic(folder.store, shard) == snapshots):
+            if attempt == TRIES or (not isinstance(error, NotFound) and automatic(opened.store, shard) == snapshots):
                 raise LayoutMismatch(
-                    f"shard {shard}: the log in {folder.path} no longer holds what follows its oldest snapshot "
-                    f"({error}): restore log and store together from one backup"
+                    f"shard {shard}: the log in {opened.place.name} no longer holds what follows its oldest "
+                    f"snapshot ({error}): {opened.place.together}"
                 ) from error
     raise AssertionError
 
 
-def _from(folder: Folder, shard: int, snapshot: SnapshotInfo | None, progress: Progress) -> ShardReplay:
+def _from(opened: OpenPlace, shard: int, snapshot: SnapshotInfo | None, progress: Progress) -> ShardReplay:
     state, start = State(), 0
     if snapshot is not None:
-        image = folder.store.load_snapshot(snapshot.name)
+        image = opened.store.load_snapshot(snapshot.name)
         state, start = state_of(image), image.head
-    image = folder.store.load(shard)
+    image = opened.store.load(shard)
     stored, (_, stop) = state_of(image), image.last
-    _, end = folder.log.bounds(shard)
+    _, end = opened.log.bounds(shard)
     if stop > end:
         raise LayoutMismatch(
             f"shard {shard}: the parameters include the log up to offset {stop}, but the log ends at {end}: the log "
-            "was shortened or replaced; restore log and store together from one backup"
+            f"was shortened or replaced; {opened.place.together}"
         )
     before = _outcomes(state)
-    machine = Shard(shard, folder.log.shards, state, folder.store.get_blob)
+    machine = Shard(shard, opened.log.shards, state, opened.store.get_blob)
     machine.state.take_delta()
     at, records = start, 0
     sizes = itertools.cycle(BATCHES)
     while at < stop:
-        batch = [record for record in folder.log.read(shard, at, next(sizes)) if record.offset < stop]
+        batch = [record for record in opened.log.read(shard, at, next(sizes)) if record.offset < stop]
         if not batch:
-            break
+            raise LogUnavailable(f"shard {shard}: nothing can be read at offset {at:,} of {end:,}: try again")
         machine.step(batch)
         machine.state.take_delta()
         at, records = batch[-1].offset + 1, records + len(batch)

@@ -1,18 +1,21 @@
-"""`croupier replay | export | import | doctor`: work on a data folder, with or without a server running on it."""
+"""`croupier replay | export | import | doctor`: work on a data folder, or on a log and a store of many machines.
+
+Servers and learners may be running there meanwhile.
+"""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from server.cli import Failed
+from server.commands.places import place_options
 from server.commands.progress import Progress
 
-DATA = click.option(
-    "--data", type=click.Path(path_type=Path), default=Path("croupier-data"), show_default=True, help="The data folder."
-)
+if TYPE_CHECKING:
+    from streaming.place import Place
 
 
 def run(work: Callable[[Any], Any]) -> Any:
@@ -32,65 +35,71 @@ def show(report: Any) -> None:
 
 
 @click.command()
-@DATA
-def replay(data: Path) -> None:
-    """Learn the whole kept log again and compare with the stored parameters, bit for bit. Only reads; a server may run.
+@place_options
+def replay(place: "Place") -> None:
+    """Learn the whole kept log again and compare with the stored parameters, bit for bit. Only reads.
 
     \b
-    Example
+    Examples
       croupier replay --data /var/lib/croupier
+      croupier replay --log kafka://h1:9092/shop --store redis://h2:6379/shop
     """
     from streaming import replay as _replay
 
-    report = run(lambda progress: _replay.replay(data, progress))
+    report = run(lambda progress: _replay.replay(place, progress))
     show(report)
     sys.exit(0 if report.equal else 1)
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@DATA
-def export(file: Path, data: Path) -> None:
-    """Write everything a data folder knows to FILE, which must not exist yet. Only reads; a server may run.
+@place_options
+def export(file: Path, place: "Place") -> None:
+    """Write everything that is known to FILE, which must not exist yet. Only reads; servers may run.
 
     The file holds the signing keys, so that decisions made before count after an import: keep it as you keep those.
 
     \b
-    Example
+    Examples
       croupier export backup.croupier --data /var/lib/croupier
+      croupier export backup.croupier --log kafka://h1:9092/shop --store redis://h2:6379/shop
     """
     from streaming import archive
 
-    show(run(lambda progress: archive.export(data, file, progress)))
+    show(run(lambda progress: archive.export(place, file, progress)))
 
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@DATA
+@place_options
 @click.option("--shards", type=click.IntRange(1, 1024), default=None, help="Another number of shards than it had.")
-def import_(file: Path, data: Path, shards: int | None) -> None:
-    """Make a new data folder from an export. This is also how the number of shards is changed.
+def import_(file: Path, place: "Place", shards: int | None) -> None:
+    """Make a new data folder, or a new log and store, from an export.
+
+    This is also how the number of shards is changed, and how one machine becomes many. Nothing may be there yet.
 
     \b
-    Example
+    Examples
       croupier import backup.croupier --data new-folder --shards 16
+      croupier import backup.croupier --log kafka://h1:9092/shop --store redis://h2:6379/shop
     """
     from streaming import archive
 
-    show(run(lambda progress: archive.import_(file, data, shards, progress)))
+    show(run(lambda progress: archive.import_(file, place, shards, progress)))
 
 
 @click.command()
-@DATA
-def doctor(data: Path) -> None:
-    """Look at a data folder: what is there, what is kept and why, what is wrong and what to do. Only reads.
+@place_options
+def doctor(place: "Place") -> None:
+    """Look: what is there, what is kept and why, what is wrong and what to do. Only reads; servers may run.
 
     \b
-    Example
+    Examples
       croupier doctor --data /var/lib/croupier
+      croupier doctor --log kafka://h1:9092/shop --store redis://h2:6379/shop
     """
     from streaming import doctor as _doctor
 
-    report = run(lambda progress: _doctor.doctor(data, progress))
+    report = run(lambda progress: _doctor.doctor(place, progress))
     show(report)
     sys.exit(0 if report.ok else 1)

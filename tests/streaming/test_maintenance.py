@@ -21,10 +21,10 @@ from streaming.contract import COLUMNS
 from streaming.control import GraphPut, ItemPut, KeyAdd, PolicyPut, PolicySpec, RewardContract, to_json
 from streaming.doctor import doctor
 from streaming.errors import LayoutMismatch, LogCorrupt, StreamingError
-from streaming.folder import LOG_FILE, STORE_FILE, control_of, open_folder, state_of
 from streaming.learner import Learner, trim
 from streaming.log import CONTROL
 from streaming.log.sqlite import SqliteLog
+from streaming.place import LOG_FILE, STORE_FILE, Place, control_of, open_place, state_of
 from streaming.replay import replay
 from streaming.shards import shard_of_bank, shard_of_item
 from streaming.store import NOTHING, Manifest
@@ -38,7 +38,8 @@ class World:
     """A data folder with two policies, written as an agent and learners would."""
 
     def __init__(self, data: Path, shards: int = 2, half_life_s: float | None = None, fresh: bool = True) -> None:
-        self.data, self.now_ms, self.rng = data, START_MS, np.random.default_rng(5)
+        self.data, self.place = data, Place.of_folder(data)
+        self.now_ms, self.rng = START_MS, np.random.default_rng(5)
         data.mkdir(exist_ok=True)
         self.log = SqliteLog(str(data / LOG_FILE), shards if fresh else None, lambda: self.now_ms, write=True)
         self.store = SqliteStore(str(data / STORE_FILE), lambda: self.now_ms)
@@ -142,14 +143,14 @@ def world(tmp_path: Path):
 
 
 def test_replay_is_equal_from_the_start_and_from_a_snapshot(world: World) -> None:
-    whole = replay(world.data)
+    whole = replay(world.place)
     assert whole.equal
     assert [shard.snapshot for shard in whole.shards] == [None, None]
     assert sum(shard.outcomes["applied"] for shard in whole.shards) > 10
     world.snapshot(keep=1)
     world.run()
     world.learn()
-    behind = replay(world.data)
+    behind = replay(world.place)
     assert behind.equal
     assert all(shard.snapshot and shard.start > 0 and shard.records > 0 for shard in behind.shards)
     for name in ("applied", "duplicate", "late"):
@@ -165,9 +166,9 @@ def test_replay_of_paused_films_in_a_process_of_its_own(world: World) -> None:
     world.snapshot(keep=1)
     world.control(ItemPut("films", "film 3"))
     world.learn()
-    code = "import pathlib, sys, streaming.replay as r; sys.exit(not r.replay(pathlib.Path(sys.argv[1])).equal)"
+    code = "import sys, streaming.replay as r; sys.exit(not r.replay(r.Place(*sys.argv[1:])).equal)"
     for seed in "123":
-        command = [sys.executable, "-c", code, str(world.data)]
+        command = [sys.executable, "-c", code, *world.place]
         assert subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}).returncode == 0
 
 
@@ -177,7 +178,7 @@ def test_replay_names_the_table_and_counts_the_rows_that_differ(world: World) ->
     learner.shard.state.changed("edges/2", np.array([1]))
     world.run(3)
     world.learn()
-    report = replay(world.data)
+    report = replay(world.place)
     assert not report.equal
     assert report.shards[0].differing == {"edges/2": 1}
     assert report.shards[1].equal
@@ -198,7 +199,7 @@ def test_replay_while_learners_write_trim_and_drop_snapshots(world: World) -> No
     try:
         deadline = time.monotonic() + 3
         while time.monotonic() < deadline:
-            assert replay(world.data).equal
+            assert replay(world.place).equal
     finally:
         stop.set()
         thread.join()
@@ -206,7 +207,7 @@ def test_replay_while_learners_write_trim_and_drop_snapshots(world: World) -> No
 
 def test_replay_of_a_folder_where_nothing_was_learned(tmp_path: Path) -> None:
     world = World(tmp_path / "data")
-    report = replay(world.data)
+    report = replay(world.place)
     world.close()
     assert report.equal
     assert [shard.records for shard in report.shards] == [0, 0]
@@ -219,8 +220,8 @@ def test_replay_refuses_a_shortened_log(world: World) -> None:
         con.execute("UPDATE partitions SET stop = 5 WHERE partition = 0")
     con.close()
     with pytest.raises(LayoutMismatch, match="shortened or replaced"):
-        replay(world.data)
-    assert any("shortened" in problem for problem in doctor(world.data).problems)
+        replay(world.place)
+    assert any("shortened" in problem for problem in doctor(world.place).problems)
 
 
 # --------------------------------------------------------------------------------------------------- export and import
@@ -230,19 +231,19 @@ def test_an_import_serves_the_same_learns_on_and_replays(world: World, tmp_path:
     world.snapshot()
     world.run()
     world.learn()
-    report = export(world.data, tmp_path / "all.zip")
+    report = export(world.place, tmp_path / "all.zip")
     assert report.behind == 0
     assert report.policies == ["films", "titles"]
     assert (tmp_path / "all.zip").stat().st_mode & 0o777 == 0o600
-    import_(tmp_path / "all.zip", tmp_path / "new", clock=lambda: world.now_ms)
+    import_(tmp_path / "all.zip", Place.of_folder(tmp_path / "new"), clock=lambda: world.now_ms)
     new = World(tmp_path / "new", fresh=False)
     new.now_ms, new.sent, new.rng = world.now_ms, list(world.sent), np.random.default_rng(9)
     for mine, theirs in zip(world.states(), new.states(), strict=True):
         assert mine.equal(theirs) == []
     blob = world.store.put_blob(graph().to_bytes())
     assert new.store.get_blob(blob) == world.store.get_blob(blob)
-    assert replay(new.data).equal
-    assert doctor(new.data).problems == []
+    assert replay(new.place).equal
+    assert doctor(new.place).problems == []
     # A follower that has nothing must load: no commit leads from nothing to what was imported.
     assert [new.store.changes(shard, NOTHING) for shard in range(2)] == [None, None]
     # What was answered before stays answered, and an old decision can still be rewarded.
@@ -254,7 +255,7 @@ def test_an_import_serves_the_same_learns_on_and_replays(world: World, tmp_path:
         each.answer(each.sent[-1], 0, 1.0, 77)
         each.run(10)
         each.learn()
-    assert replay(new.data).equal
+    assert replay(new.place).equal
     different = {name for mine, theirs in zip(world.states(), new.states(), strict=True) for name in mine.equal(theirs)}
     # The two worlds' workers are different streams, and their control records came at other times.
     assert different <= {"streams"} | {name for name in different if name.startswith("answered/")}
@@ -265,20 +266,20 @@ def test_what_a_shard_had_not_applied_comes_with_the_new_log(world: World, tmp_p
     n = world.control(ItemPut("titles", "late"), pointers=False)
     world.log.append([(0, events.control_frame(n, to_json(ItemPut("titles", "late"))))])
     world.learn()
-    export(world.data, tmp_path / "all.zip")
+    export(world.place, tmp_path / "all.zip")
     with pytest.raises(ArchiveError, match="had not all applied"):
-        import_(tmp_path / "all.zip", tmp_path / "three", shards=3)
-    import_(tmp_path / "all.zip", tmp_path / "new")
+        import_(tmp_path / "all.zip", Place.of_folder(tmp_path / "three"), shards=3)
+    import_(tmp_path / "all.zip", Place.of_folder(tmp_path / "new"))
     new = World(tmp_path / "new", fresh=False)
     assert [control_of(state).applied for state in new.states()] == [n, n]
     assert new.control(ItemPut("titles", "next")) == n + 1
     new.close()
-    assert replay(new.data).equal
+    assert replay(new.place).equal
 
 
 def test_log_time_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
-    export(world.data, tmp_path / "all.zip")
-    import_(tmp_path / "all.zip", tmp_path / "new", clock=lambda: 5)
+    export(world.place, tmp_path / "all.zip")
+    import_(tmp_path / "all.zip", Place.of_folder(tmp_path / "new"), clock=lambda: 5)
     new = World(tmp_path / "new", fresh=False)
     new.now_ms = 5
     last = max(world.log.read(shard, world.log.bounds(shard)[1] - 1)[0].time_ms for shard in range(2))
@@ -291,10 +292,10 @@ def test_another_number_of_shards_and_back(tmp_path: Path, shards: int, half_lif
     world = World(tmp_path / "data", half_life_s=half_life_s)
     world.run(40)
     world.learn()
-    export(world.data, tmp_path / "two.zip")
-    import_(tmp_path / "two.zip", tmp_path / "other", shards=shards, clock=lambda: world.now_ms)
-    export(tmp_path / "other", tmp_path / "other.zip")
-    import_(tmp_path / "other.zip", tmp_path / "back", shards=2, clock=lambda: world.now_ms)
+    export(world.place, tmp_path / "two.zip")
+    import_(tmp_path / "two.zip", Place.of_folder(tmp_path / "other"), shards=shards, clock=lambda: world.now_ms)
+    export(Place.of_folder(tmp_path / "other"), tmp_path / "other.zip")
+    import_(tmp_path / "other.zip", Place.of_folder(tmp_path / "back"), shards=2, clock=lambda: world.now_ms)
     other, back = World(tmp_path / "other", fresh=False), World(tmp_path / "back", fresh=False)
     for mine, theirs in zip(world.states(), back.states(), strict=True):
         for name in ("items/2", "numbers/2", "control"):
@@ -315,46 +316,46 @@ def test_another_number_of_shards_and_back(tmp_path: Path, shards: int, half_lif
         each.learn()
         counts.append(sum(state[f"outcomes/{n}"][0] for state in each.states() for n in (0, 2, 4)))
     np.testing.assert_array_equal(*counts)
-    assert replay(other.data).equal
+    assert replay(other.place).equal
     for each in (world, other, back):
         each.close()
 
 
 def test_export_says_what_was_not_learned_and_never_overwrites(world: World, tmp_path: Path) -> None:
     world.run(5)
-    report = export(world.data, tmp_path / "all.zip")
+    report = export(world.place, tmp_path / "all.zip")
     assert report.behind > 0
     assert any("not learned yet" in line for line in report.lines())
     with pytest.raises(ArchiveError, match="is there already"):
-        export(world.data, tmp_path / "all.zip")
+        export(world.place, tmp_path / "all.zip")
     with pytest.raises(ArchiveError, match="cannot be written"):
-        export(world.data, tmp_path / "nowhere" / "all.zip")
+        export(world.place, tmp_path / "nowhere" / "all.zip")
     assert list(tmp_path.glob("*.part")) == []
 
 
 def test_import_refuses_with_a_sentence_and_makes_nothing(world: World, tmp_path: Path) -> None:
     file = tmp_path / "all.zip"
-    export(world.data, file)
+    export(world.place, file)
     with pytest.raises(ArchiveError, match="not an empty folder"):
-        import_(file, world.data)
+        import_(file, Place.of_folder(world.data))
     with pytest.raises(ArchiveError, match="cannot be read"):
-        import_(tmp_path / "none.zip", tmp_path / "new")
+        import_(tmp_path / "none.zip", Place.of_folder(tmp_path / "new"))
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ArchiveError, match="no export of croupier"):
-        import_(tmp_path / "text.zip", tmp_path / "new")
+        import_(tmp_path / "text.zip", Place.of_folder(tmp_path / "new"))
     with zipfile.ZipFile(tmp_path / "foreign.zip", "w") as archive:
         archive.writestr("a", "b")
     with pytest.raises(ArchiveError, match=r"it has no manifest\.json"):
-        import_(tmp_path / "foreign.zip", tmp_path / "new")
+        import_(tmp_path / "foreign.zip", Place.of_folder(tmp_path / "new"))
     for change, sentence in (({"layout": 9}, "has layout 9.1"), ({"format": "x"}, "does not say so")):
         _rewrite(file, tmp_path / "changed.zip", change)
         with pytest.raises(ArchiveError, match=sentence):
-            import_(tmp_path / "changed.zip", tmp_path / "new")
+            import_(tmp_path / "changed.zip", Place.of_folder(tmp_path / "new"))
     _rewrite(file, tmp_path / "changed.zip", {}, leave="shards/1/banks/4.npy")
     with pytest.raises(ArchiveError, match="members are missing"):
-        import_(tmp_path / "changed.zip", tmp_path / "new")
+        import_(tmp_path / "changed.zip", Place.of_folder(tmp_path / "new"))
     with pytest.raises(ArchiveError, match="shards is 0"):
-        import_(file, tmp_path / "new", shards=0)
+        import_(file, Place.of_folder(tmp_path / "new"), shards=0)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"data"}
 
 
@@ -370,7 +371,7 @@ def _rewrite(file: Path, to: Path, change: dict, leave: str = "") -> None:
 
 def test_a_damaged_export_is_refused_or_does_no_harm(world: World, tmp_path: Path) -> None:
     """A zip file has bytes that mean nothing (dates, attributes); a flip of any other must be seen."""
-    export(world.data, tmp_path / "all.zip")
+    export(world.place, tmp_path / "all.zip")
     sound = (tmp_path / "all.zip").read_bytes()
     rng = np.random.default_rng(1)
     refused = 0
@@ -381,12 +382,12 @@ def test_a_damaged_export_is_refused_or_does_no_harm(world: World, tmp_path: Pat
             damaged = damaged[: int(rng.integers(len(sound)))]
         (tmp_path / "bad.zip").write_bytes(bytes(damaged))
         try:
-            import_(tmp_path / "bad.zip", tmp_path / "new", clock=lambda: world.now_ms)
+            import_(tmp_path / "bad.zip", Place.of_folder(tmp_path / "new"), clock=lambda: world.now_ms)
         except ArchiveError:
             refused += 1
             assert not (tmp_path / "new").exists()
             continue
-        with open_folder(tmp_path / "new") as folder:
+        with open_place(Place.of_folder(tmp_path / "new")) as folder:
             for shard, state in enumerate(world.states()):
                 assert state.equal(state_of(folder.store.load(shard))) == []
         shutil.rmtree(tmp_path / "new")
@@ -410,7 +411,7 @@ def test_doctor_shows_what_is_kept_and_why_and_writes_nothing(tmp_path: Path) ->
     world.learn()
     world.close()
     before = _files(world.data)
-    report = doctor(world.data, clock=lambda: world.now_ms)
+    report = doctor(world.place, clock=lambda: world.now_ms)
     assert report.ok, report.problems
     assert _files(world.data) == before
     text = "\n".join(report.lines())
@@ -423,7 +424,7 @@ def test_doctor_shows_what_is_kept_and_why_and_writes_nothing(tmp_path: Path) ->
 
 def test_doctor_names_each_problem_with_its_remedy(world: World, tmp_path: Path) -> None:
     def problems(data: Path, now_ms: int = world.now_ms) -> str:
-        report = doctor(data, clock=lambda: now_ms)
+        report = doctor(Place.of_folder(data), clock=lambda: now_ms)
         assert not report.ok
         return "\n".join(report.problems)
 
@@ -446,7 +447,7 @@ def test_doctor_names_each_problem_with_its_remedy(world: World, tmp_path: Path)
     other.close()
     mixed = copy("mixed")
     shutil.copy(other.data / LOG_FILE, mixed / LOG_FILE)
-    assert "put the log and the store of one data folder together again" in problems(mixed)
+    assert "belongs to log" in problems(mixed)
     foreign = copy("foreign")
     (foreign / LOG_FILE).unlink()
     con = sqlite3.connect(foreign / LOG_FILE)
@@ -469,9 +470,10 @@ def test_doctor_names_each_problem_with_its_remedy(world: World, tmp_path: Path)
 
 
 def test_the_commands_raise_sentences_for_what_is_no_data_folder(tmp_path: Path) -> None:
-    for call in (lambda: replay(tmp_path), lambda: export(tmp_path, tmp_path / "x.zip")):
+    empty = Place.of_folder(tmp_path)
+    for call in (lambda: replay(empty), lambda: export(empty, tmp_path / "x.zip")):
         with pytest.raises(StreamingError, match="there is no event log"):
             call()
     (tmp_path / LOG_FILE).write_bytes(b"")
     with pytest.raises(LogCorrupt):
-        replay(tmp_path)
+        replay(empty)
