@@ -5,6 +5,7 @@ partition holds its copy (the pointer), so the position of effect is part of tha
 creates carries n as its number; numbers are never used twice, so a token of a policy that is gone stays gone.
 """
 
+import re
 from typing import Any, get_type_hints
 
 import msgspec
@@ -18,6 +19,8 @@ ARMS_MAX = 10_000  # arms a policy may have had in its life: a bank's row never 
 REWARD_MAX = 1e300
 EDGE_REWARD_MAX = 1e250  # Diag-LinUCB sums rewards times up to 2^30: the sums must stay finite
 DEFAULT_MAX = 3e38  # a default travels as float32
+LABEL = re.compile(r"[a-z0-9._-]{1,64}")
+LABELS_MAX = 16  # snapshots with a label: each is a copy of everything
 
 
 class ControlError(ValueError):
@@ -154,7 +157,35 @@ class KeyAdd(msgspec.Struct, frozen=True, tag="key"):
     added_ms: int
 
 
-ControlRecord = PolicyPut | PolicyDelete | ItemPut | ItemDelete | GraphPut | KeyAdd
+class SnapshotTake(msgspec.Struct, frozen=True, tag="snapshot"):
+    """Keeps what every shard knows under a label: each shard's learner makes its copy once it has come to this."""
+
+    label: str
+
+
+class SnapshotDrop(msgspec.Struct, frozen=True, tag="snapshot-drop"):
+    """Forgets a snapshot."""
+
+    label: str
+
+
+class Restore(msgspec.Struct, frozen=True, tag="restore"):
+    """Puts a policy's parameters back to what a snapshot holds: `blobs` has one for each shard (`streaming.restore`).
+
+    `number` and `graph` are those that the blobs were made for (graph 0: none): a policy that was made anew, or got
+    another graph meanwhile, is left as it is.
+    """
+
+    policy: str
+    label: str
+    number: int
+    graph: int
+    blobs: list[str]
+
+
+ControlRecord = (
+    PolicyPut | PolicyDelete | ItemPut | ItemDelete | GraphPut | KeyAdd | SnapshotTake | SnapshotDrop | Restore
+)
 _JSON = msgspec.json.Decoder(ControlRecord)
 
 
@@ -181,6 +212,8 @@ class ControlState(msgspec.Struct):
     applied: int = 0
     policies: dict[str, Policy] = {}
     keys: dict[int, Key] = {}
+    labels: dict[str, int] = {}
+    """The snapshots that are kept, each with the number of the record that asked for it."""
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
@@ -190,7 +223,7 @@ class ControlState(msgspec.Struct):
         return msgspec.msgpack.decode(data, type=cls)
 
     def apply(self, n: int, record: ControlRecord) -> Policy | None:
-        """Applies record n, which must be the next; returns the policy it concerns (None: keys).
+        """Applies record n, which must be the next; returns the policy it concerns (None: keys, snapshots).
 
         Raises ControlError where the record cannot take effect; it is then counted as applied, and changes nothing.
         """
@@ -222,6 +255,18 @@ class ControlState(msgspec.Struct):
             case KeyAdd():
                 self.keys[record.id] = Key(record.id, bytes.fromhex(record.secret), record.added_ms)
                 return None
+            case SnapshotTake():
+                self._take_label(n, record.label)
+                return None
+            case SnapshotDrop():
+                self.labels.pop(self._label(record.label))
+                return None
+            case Restore():
+                policy = self._existing(record.policy)
+                if policy.number != record.number or (policy.graph.number if policy.graph else 0) != record.graph:
+                    raise ControlError(
+                        "label", f"policy {policy.name!r} was changed while its snapshot was read: restore it again"
+                    )
         policy.version = n
         return policy
 
@@ -239,6 +284,19 @@ class ControlState(msgspec.Struct):
             if item.id == item_id and not item.removed:
                 return item
         raise ControlError("item", f"policy {policy.name!r} has no item {item_id!r}")
+
+    def _label(self, label: str) -> str:
+        if label not in self.labels:
+            raise ControlError("label", f"there is no snapshot {label!r}")
+        return label
+
+    def _take_label(self, n: int, label: str) -> None:
+        check_label(label)
+        if label in self.labels:
+            raise ControlError("label", f"there is a snapshot {label!r}: delete it first, or choose another label")
+        if len(self.labels) >= LABELS_MAX:
+            raise ControlError("label", f"there are {LABELS_MAX} snapshots, as many as are kept: delete one first")
+        self.labels[label] = n
 
     def _policy_put(self, n: int, record: PolicyPut) -> Policy:
         check_spec(record.spec)
@@ -294,6 +352,27 @@ class ControlState(msgspec.Struct):
             self._add_arm(policy, record.id, record.paused)
         policy.version = n
         return policy
+
+
+def check_label(label: str) -> None:
+    """Raises ControlError where no snapshot can have this label."""
+    if not LABEL.fullmatch(label):
+        raise ControlError("label", "a label is 1 to 64 of a-z, 0-9, dot, underscore and hyphen")
+
+
+def snapshot_label(label: str, n: int) -> str:
+    """What the store calls a shard's snapshot for label `label` of control record `n`: a label may be used again.
+
+    >>> label_of(snapshot_label("before-sale", 7))
+    ('before-sale', 7)
+    """
+    return f"{label}@{n}"
+
+
+def label_of(stored: str) -> tuple[str, int]:
+    """(label, control number) of what the store calls a snapshot; number 0 where it has none."""
+    label, _, n = stored.rpartition("@")
+    return (label, int(n)) if label and n.isdecimal() else (stored, 0)
 
 
 def same_shape(old: PolicySpec, new: PolicySpec) -> bool:

@@ -7,9 +7,14 @@ A commit that was refused means that another learner has this shard: this one dr
 whose fate is unknown is tried again as it is; its id makes the second try harmless.
 """
 
+import bisect
 import secrets
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
+from streaming.control import label_of, snapshot_label
 from streaming.errors import LayoutMismatch, StaleCommit, Trimmed
 from streaming.log import EventLog
 from streaming.shard import Shard
@@ -18,6 +23,8 @@ from streaming.store import NOTHING, Commit, ParameterStore, SnapshotInfo, autom
 
 FOLD_BYTES = 8 << 20
 FOLD_COMMITS = 1000
+COMMIT_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+"""Upper bounds of the buckets that commits are timed in."""
 
 
 def new_commit_id() -> bytes:
@@ -25,11 +32,27 @@ def new_commit_id() -> bytes:
     return secrets.token_bytes(16)
 
 
+@dataclass
+class Counts:
+    """What the learners of one process have done; they share one."""
+
+    records: int = 0
+    events: int = 0
+    commits: list[int] = field(default_factory=lambda: [0] * (len(COMMIT_S) + 1))
+    """By how long the store took; the last bucket has no bound."""
+    commit_s: float = 0.0
+    refused: int = 0
+    loads: int = 0
+    folds: int = 0
+    snapshots: int = 0
+
+
 class Learner:
     """One shard's learner. `log` and `store` are passed in, and so is where commit ids come from.
 
     `open` raises LayoutMismatch where log and store do not belong together, Trimmed where the log no longer holds what
     the parameters miss. After StoreUnavailable or LogUnavailable from `poll`, call it again later: nothing is lost.
+    `fold_at` scales when a fold is due, so that the learners of one process do not all fold at once.
     """
 
     def __init__(
@@ -38,17 +61,23 @@ class Learner:
         log: EventLog,
         store: ParameterStore,
         commit_id: Callable[[], bytes] = new_commit_id,
+        counts: Counts | None = None,
+        fold_at: float = 1.0,
     ) -> None:
         self.number = shard
         self.log = log
         self.store = store
         self.head = 0
         self.reloads = 0
+        self.counts = counts or Counts()
         self._commit_id = commit_id
+        self._fold_at = fold_at
         self._last = b""
         self._pending: Commit | None = None
         self._unfolded_bytes = 0
         self._unfolded = 0
+        self._sizes: deque[int] = deque(maxlen=FOLD_COMMITS)  # of the newest commits: what a fold may keep of them
+        self._labelled: dict[str, int] | None = None  # the labels whose snapshots are known to be right
         self.shard: Shard | None = None
 
     def open(self) -> None:
@@ -66,7 +95,7 @@ class Learner:
                 f"the store has layout {manifest.layout}, this release reads layout {LAYOUT}: use the release that "
                 "wrote it, `croupier export` there and `croupier import` here"
             )
-        self.shard, self._pending = None, None
+        self._drop()
         image = self.store.load(self.number)
         state = State()
         state.load(image.parts.values(), [commit.delta for commit in image.deltas])
@@ -80,9 +109,12 @@ class Learner:
         if head < start:
             raise Trimmed(self.number, head, start)
         self.shard = Shard(self.number, self.log.shards, state, self.store.get_blob)
+        self.counts.loads += 1
         self._last, self.head = commit_id, head
         self._unfolded = len(image.deltas)
-        self._unfolded_bytes = sum(len(commit.delta) for commit in image.deltas)
+        sizes = [len(commit.delta) for commit in image.deltas]
+        self._unfolded_bytes = sum(sizes)
+        self._sizes = deque(sizes, maxlen=FOLD_COMMITS)
 
     def poll(self, max_records: int = 1000, max_bytes: int = 8 << 20) -> int:
         """Learns the next records and commits; returns how many there were, 0 at the end of the log."""
@@ -91,63 +123,135 @@ class Learner:
         assert self.shard is not None
         if self._pending is not None:
             self._commit(self._pending)
-        records = self.log.read(self.number, self.head, max_records, max_bytes)
+        try:
+            records = self.log.read(self.number, self.head, max_records, max_bytes)
+        except Trimmed:
+            self._follow()
+            raise
         if not records:
             return 0
         # Until the commit is made the state runs ahead of the store: an exception in between must not be survived.
         shard, self.shard = self.shard, None
-        shard.step(records)
+        n_events = shard.step(records)
         delta = shard.state.take_delta()
         self.shard = shard
         self._pending = Commit(
             self._commit_id(), self._last, records[-1].offset + 1, shard.log_time_ms, records[0].time_ms, delta
         )
         self._commit(self._pending)
+        self.counts.records += len(records)
+        self.counts.events += n_events
         return len(records)
 
     def _commit(self, commit: Commit) -> None:
+        began = time.perf_counter()
         try:
             self.store.commit(self.number, commit)
         except StaleCommit:
-            self.shard, self._pending = None, None
-            self.reloads += 1
+            self._refused()
             raise
+        took = time.perf_counter() - began
+        self.counts.commits[bisect.bisect_left(COMMIT_S, took)] += 1
+        self.counts.commit_s += took
         self._last, self.head, self._pending = commit.id, commit.head, None
         self._unfolded += 1
         self._unfolded_bytes += len(commit.delta)
+        self._sizes.append(len(commit.delta))
+
+    def _follow(self) -> None:
+        """Raises StaleCommit where another learner has gone on; then it is this one that is behind, not the store."""
+        last, _ = self.store.last(self.number)
+        if last != self._last:
+            self._refused()
+            raise StaleCommit(self.number, self._last, last)
+
+    def _refused(self) -> None:
+        self._drop()
+        self.reloads += 1
+        self.counts.refused += 1
+
+    def _drop(self) -> None:
+        self.shard, self._pending, self._labelled = None, None, None
 
     @property
     def wants_fold(self) -> bool:
         """Whether enough was committed since the last fold to make a load slow."""
-        return self._unfolded >= FOLD_COMMITS or self._unfolded_bytes >= FOLD_BYTES
+        enough = self._unfolded >= self._fold_at * FOLD_COMMITS or self._unfolded_bytes >= self._fold_at * FOLD_BYTES
+        return enough and self.shard is not None
 
     def fold(self) -> None:
-        """Makes the present state the store's base image; only parts that changed are written."""
+        """Makes the present state the store's base image; only parts that changed are written.
+
+        Followers are left the newest commits, as many as FOLD_COMMITS and FOLD_BYTES both allow.
+        """
         assert self.shard is not None
         if self._pending is not None:
             self._commit(self._pending)
-        if self._last == NOTHING:
+        if self._unfolded == 0:
             return
         shard, self.shard = self.shard, None  # what take_parts gives is given once: a failure must reload
         parts, gone = shard.state.take_parts()
-        self.store.fold(self.number, self._last, parts, gone)
+        try:
+            self.store.fold(self.number, self._last, parts, gone, self._keep())
+        except StaleCommit:
+            self._refused()
+            raise
         self.shard = shard
+        self.counts.folds += 1
         self._unfolded = self._unfolded_bytes = 0
+
+    def _keep(self) -> int:
+        room = FOLD_BYTES
+        for kept, size in enumerate(reversed(self._sizes)):
+            room -= size
+            if room < 0:
+                return kept
+        return len(self._sizes)
 
     def snapshot(self, keep: int = 2) -> SnapshotInfo | None:
         """A durable snapshot of the present state; the oldest beyond `keep` are dropped. None before any commit."""
-        if self.shard is None or self._last == NOTHING:
+        if self.shard is None:
             return None
         self.fold()
-        info = self.store.snapshot(self.number)
-        for old in automatic(self.store, self.number)[:-keep]:
+        if self._last == NOTHING:
+            return None
+        kept = automatic(self.store, self.number)
+        if not kept or kept[-1].commit_id != self._last:
+            kept.append(self.store.snapshot(self.number))
+            self.counts.snapshots += 1
+        for old in kept[:-keep]:
             self.store.drop_snapshot(old.name)
-        return info
+        return kept[-1]
+
+    @property
+    def wants_labels(self) -> bool:
+        """Whether control records name other snapshots than the store is known to hold."""
+        return self.shard is not None and self._labelled != self.shard.control.labels
+
+    def sync_labels(self) -> None:
+        """Makes the labelled snapshots that are missing, drops those that control names no longer.
+
+        Those of control records that this learner has not come to are left alone: another may have.
+        """
+        assert self.shard is not None
+        if self._pending is not None:
+            self._commit(self._pending)
+        labels, applied = dict(self.shard.control.labels), self.shard.control.applied
+        wanted = {snapshot_label(label, n) for label, n in labels.items()}
+        there = {info.label: info.name for info in self.store.snapshots(self.number) if info.label}
+        for label in sorted(wanted - there.keys()):
+            self.fold()
+            self.store.snapshot(self.number, label)
+            self.counts.snapshots += 1
+        for label in there.keys() - wanted:
+            if label_of(label)[1] <= applied:
+                self.store.drop_snapshot(there[label])
+        self._labelled = labels
 
 
-def trim(log: EventLog, store: ParameterStore) -> None:
-    """Forgets the records that the oldest kept snapshot of their shard includes. A shard without one is left alone."""
-    for shard in range(log.shards):
+def trim(log: EventLog, store: ParameterStore, shards: Iterable[int] | None = None) -> None:
+    """Forgets the records that the oldest automatic snapshot of their shard includes. A shard without one is left."""
+    for shard in range(log.shards) if shards is None else shards:
         snapshots = automatic(store, shard)
         if snapshots:
             log.trim(shard, snapshots[0].head)

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandits.graph import Graph, by_item
+from streaming.changes import NAME
 from streaming.contract import POISONED
 from streaming.control import ControlState, Policy
-from streaming.shard import DEAD_LETTERS_MAX, NAME, Shard
+from streaming.shard import DEAD_LETTERS_MAX, Shard
 from streaming.shards import shard_of_bank, shards_of_items
 from streaming.state import State
 

@@ -9,54 +9,26 @@ Control records split a batch; so does the moment when a forgetting policy rebas
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bandits import arms as arm_policies
 from bandits import kernels
-from bandits.graph import Graph, ItemEdges, by_item
-from streaming import contract, events, scan
-from streaming.control import ControlError, ControlState, Policy, from_json
+from streaming import changes, contract, events, restore, scan
+from streaming.changes import NAME
+from streaming.control import ControlError, ControlState, Policy, Restore, from_json
 from streaming.log import Record
-from streaming.shards import segments_of_shard, shards_of_items
+from streaming.prepared import Arms, Blobs, Diag, Here, Prepared, contract_policies, prepare
 from streaming.state import State
-from streaming.token import ARMS, DIAG
 
 DEAD_LETTERS_MAX = 1000
 REBASE_EVERY = 20  # half-lives between two rebases: with `scan.AHEAD` half-lives of clocks ahead, g stays below 2^30
-NAME = "S64"
-
-Blobs = Callable[[str], bytes]
 
 
 class UnknownRecord(RuntimeError):
     """A sound record of a layout that this release does not know. The shard stops: skipping would not replay."""
-
-
-class Diag(NamedTuple):
-    """A Diag-LinUCB policy in this shard: `index_of` by item number, its edges, and its half-life in ms (0: none).
-
-    `touched` is scratch of the learning kernel, all zero between batches.
-    """
-
-    policy: Policy
-    index_of: NDArray[np.int32]
-    edges: ItemEdges
-    half_life_ms: float
-    touched: NDArray[np.uint8]
-
-
-class Arms(NamedTuple):
-    """A K-armed policy in this shard; `rows` finds a bank's row by its key."""
-
-    policy: Policy
-    index_of: NDArray[np.int32]
-    learner: arm_policies.ArmPolicy
-    rows: dict[int, int]
-    rows_max: int
 
 
 def decay_exponent(time_ms: int, origin_ms: int, half_life_ms: float) -> int:
@@ -74,11 +46,11 @@ class Shard:
         self.number = number
         self.shards = shards
         self.state = state
-        self._blobs = blobs
+        self._here = Here(number, shards, state, blobs)
         self.control = ControlState()
         if "control" in state:
             self.control = ControlState.decode(state["control"].tobytes())
-        self._policies: dict[int, Diag | Arms] = {}
+        self._policies: dict[int, Prepared] = {}
         for policy in self.control.policies.values():
             self._prepare(policy)
         if "log_time" not in state:
@@ -92,8 +64,12 @@ class Shard:
 
     # ------------------------------------------------------------------------------------------------------ batches
 
-    def step(self, records: Sequence[Record]) -> None:
-        """Applies whole records in order. Raises UnknownRecord for a layout of another release."""
+    def step(self, records: Sequence[Record]) -> int:
+        """Applies whole records in order; returns how many events they held, control records not counted.
+
+        Raises UnknownRecord for a layout of another release.
+        """
+        n_events = 0
         records = self._in_time(records)
         batch: list[Record] = []
         for record in records:
@@ -101,13 +77,14 @@ class Shard:
             if control is None and not (batch and self._rebases(record.time_ms)):
                 batch.append(record)
                 continue
-            self._learn(batch)
+            n_events += self._learn(batch)
             batch = [record] if control is None else []
             if control is not None:
                 self._apply_control(*control, record.time_ms)
-        self._learn(batch)
+        n_events += self._learn(batch)
         if records:
             self.answered.expire(records[-1].time_ms)
+        return n_events
 
     @property
     def log_time_ms(self) -> int:
@@ -133,9 +110,9 @@ class Shard:
             if isinstance(diag, Diag) and diag.half_life_ms
         )
 
-    def _learn(self, records: list[Record]) -> None:
+    def _learn(self, records: list[Record]) -> int:
         if not records:
-            return
+            return 0
         self._rebase(records[0].time_ms)
         buffer = scan.buffer([record.data for record in records])
         times = np.array([record.time_ms for record in records], np.int64)
@@ -159,6 +136,7 @@ class Shard:
                 self.state.changed(f"outcomes/{number}", np.zeros(1, np.int64))
         self.answered.save()
         self._save_streams(records[-1].time_ms)
+        return len(rows)
 
     def _resolve(self, rows: NDArray[np.void], counts: NDArray[np.int64], records: list[Record]) -> None:
         at = 0
@@ -353,9 +331,13 @@ class Shard:
             after.applied, changed = n, None
         self.control = after
         if changed is not None and changed.name not in after.policies:
-            self._remove(changed.number)
+            changes.remove(self._here, changed.number)
+            self._policies.pop(changed.number, None)  # not there: a Diag-LinUCB policy that has no graph yet
         elif changed is not None:
-            self._change(changed, before.get(changed.number), log_time_ms)
+            if isinstance(record, Restore):
+                restore.put_in_place(self.state, changed, self._here.blobs(record.blobs[self.number]))
+            changes.change(self._here, changed, before.get(changed.number), log_time_ms)
+            self._prepare(changed)
         self.state.write("control", np.frombuffer(after.encode(), np.uint8))
         # Decoding made new objects of every policy, not only of the one that changed.
         for policy in after.policies.values():
@@ -364,122 +346,12 @@ class Shard:
                 self._policies[policy.number] = kept._replace(policy=policy)
         self._contract_tables()
 
-    def _remove(self, number: int) -> None:
-        outcomes = self.state[f"outcomes/{number}"].copy()
-        self.state["outcomes/0"][:] += outcomes
-        self.state.changed("outcomes/0", np.zeros(1, np.int64))
-        for name in [name for name in self.state.tables if name.endswith(f"/{number}")]:
-            if not name.startswith("answered/"):
-                self.state.drop(name)
-        self._policies.pop(number, None)  # not there: a Diag-LinUCB policy that has no graph yet
-
-    def _change(self, policy: Policy, before: Policy | None, log_time_ms: int) -> None:
-        number = policy.number
-        if before is None:
-            self.state.write(f"outcomes/{number}", np.zeros((1, len(contract.COLUMNS)), np.int64))
-        if policy.spec.is_diag:
-            if before is None:
-                self.state.write(f"decay/{number}", np.array([[log_time_ms, 0]], np.int64))
-            if policy.graph is not None and (before is None or before.graph != policy.graph):
-                self._take_graph(policy, before)
-        else:
-            self._grow_banks(policy, before)
-        self._prepare(policy)
-
-    def _grow_banks(self, policy: Policy, before: Policy | None) -> None:
-        number, k = policy.number, len(policy.items)
-        learner = policy.spec.arm_policy()
-        if before is None:
-            self.state.write(f"banks/{number}", learner.empty(k).reshape(1, -1))
-            self.state.write(f"bank_keys/{number}", np.zeros((1, 1), np.uint64))
-            self.state.write(f"bank_names/{number}", np.zeros((1, 1), NAME))
-        elif k > len(before.items):
-            banks = np.stack([learner.grow(row, k) for row in self.state[f"banks/{number}"]])
-            self.state.write(f"banks/{number}", banks)
-
-    def _take_graph(self, policy: Policy, before: Policy | None) -> None:
-        """Numbers the new graph's items and carries over what the same edges have learned, if the clusters are kept."""
-        assert policy.graph is not None
-        number = policy.number
-        graph = Graph.from_bytes(self._blobs(policy.graph.blob))
-        old = self._policies.get(number)
-        numbers: dict[str, int] = {}
-        if before is not None and before.graph is not None:
-            old_ids = Graph.from_bytes(self._blobs(before.graph.blob)).ids
-            numbers = dict(zip(old_ids, self.state[f"numbers/{number}"][:, 0].tolist(), strict=True))
-        first = policy.next_item
-        fresh = [item_id for item_id in graph.ids if item_id not in numbers]
-        numbers.update(zip(fresh, range(first, first + len(fresh)), strict=True))
-        policy.next_item = first + len(fresh)
-        table = np.array([numbers[item_id] for item_id in graph.ids], np.uint32)
-        edges = by_item(graph, shards_of_items(number, table, self.shards) == self.number)
-        learned = np.zeros((len(edges.clusters), 2))
-        totals = np.zeros((len(graph.ids), 2))
-        if isinstance(old, Diag) and before is not None and before.graph is not None:
-            before_numbers = self.state[f"numbers/{number}"][:, 0].copy()
-            _, now, then = np.intersect1d(table, before_numbers, assume_unique=True, return_indices=True)
-            totals[now] = self.state[f"items/{number}"][then]
-            if before.graph.lineage == policy.graph.lineage:
-                mine, theirs = _edge_keys(edges, table), _edge_keys(old.edges, before_numbers)
-                _, now, then = np.intersect1d(mine, theirs, assume_unique=True, return_indices=True)
-                learned[now] = self.state[f"edges/{number}"][then]
-        self.state.write(f"numbers/{number}", table)
-        self.state.write(f"edges/{number}", learned)
-        self.state.write(f"items/{number}", totals)
-
     def _prepare(self, policy: Policy) -> None:
-        """What learning needs of a policy beside the tables; made from control, graph and tables alone."""
-        number = policy.number
-        if not policy.spec.is_diag:
-            index_of = np.full(policy.next_item, -1, np.int32)
-            for index, item in enumerate(policy.items):
-                if not item.removed:
-                    index_of[item.number] = index
-            keys = self.state[f"bank_keys/{number}"][:, 0]
-            rows_max = 1 + segments_of_shard(policy.spec.max_segments, self.shards)
-            rows = {int(key): row for row, key in enumerate(keys)}
-            self._policies[number] = Arms(policy, index_of, policy.spec.arm_policy(), rows, rows_max)
-        elif policy.graph is not None:
-            graph = Graph.from_bytes(self._blobs(policy.graph.blob))
-            numbers = self.state[f"numbers/{number}"][:, 0]
-            mine = shards_of_items(number, range(policy.next_item), self.shards) == self.number
-            member = mine[numbers]
-            index_of = np.where(mine, -1, -2).astype(np.int32)
-            index_of[numbers[member]] = np.flatnonzero(member)
-            half_life = policy.spec.diag().half_life_s
-            edges = by_item(graph, member)
-            touched = np.zeros(len(edges.clusters), np.uint8)
-            self._policies[number] = Diag(policy, index_of, edges, 1000.0 * (half_life or 0.0), touched)
+        prepared = prepare(self._here, policy)
+        if prepared is not None:
+            self._policies[policy.number] = prepared
 
     def _contract_tables(self) -> None:
         """The policies as the contract's kernel sees them."""
         self._numbers = sorted(self._policies)
-        chosen = [self._policies[number] for number in self._numbers]
-        sizes = np.array([len(each.index_of) for each in chosen], np.int64)
-        self._table = contract.Policies(
-            np.array(self._numbers, np.uint32),
-            np.array([DIAG if isinstance(each, Diag) else ARMS for each in chosen], np.uint8),
-            np.array([_lineage(each) for each in chosen], np.uint32),
-            np.array([isinstance(each, Diag) or each.learner.learns_slate for each in chosen], np.uint8),
-            np.array([each.policy.spec.reward.min for each in chosen], np.float64),
-            np.array([each.policy.spec.reward.max for each in chosen], np.float64),
-            np.cumsum(sizes) - sizes,
-            sizes,
-            _concatenated(each.index_of for each in chosen),
-        )
-
-
-def _lineage(policy: Diag | Arms) -> int:
-    graph = policy.policy.graph
-    return graph.lineage if graph is not None else 0
-
-
-def _edge_keys(edges: ItemEdges, numbers: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """Each edge as item number << 32 | cluster."""
-    item = np.repeat(numbers.astype(np.uint64), np.diff(edges.indptr))
-    return item << np.uint64(32) | edges.clusters.astype(np.uint64)
-
-
-def _concatenated(arrays: Iterable[NDArray[np.int32]]) -> NDArray[np.int32]:
-    parts = [np.empty(0, np.int32), *arrays]
-    return np.concatenate(parts)
+        self._table = contract_policies([self._policies[number] for number in self._numbers])
