@@ -95,13 +95,18 @@ class EventLog(Protocol):
 def open_log(
     url: str | PathLike[str], shards: int | None = None, clock: Clock = wall_clock, *, write: bool = False
 ) -> EventLog:
-    """Open the log at `url`: a path of an SQLite file, or `memory:` for a new one in memory.
+    """Open the log at `url`: a path of an SQLite file, `memory:` for a new one in memory, or `kafka://` hosts `/` name.
 
-    `write=True` takes the writer's lock and creates the file if there is none (then `shards` must be given).
-    `shards=None` takes what the log has. Raises LogInUse when another handle writes, LogUnavailable when there is
-    nothing to read yet, LayoutMismatch when the log has another number of shards, LogCorrupt.
+    `write=True` creates what is missing if `shards` is given: the file, or the topics; SQLite's writer's lock is taken.
+    `shards=None` takes what the log has. Kafka's brokers stamp log time; `clock` is not asked. Raises LogInUse when
+    another handle writes an SQLite log, LogUnavailable when there is nothing to read yet, LayoutMismatch when the log
+    has another number of shards or its topics could lose records, LogCorrupt, ValueError for a bad URL.
     """
     where = fspath(url)
+    if where.startswith("kafka://"):
+        from streaming.log.kafka import KafkaLog
+
+        return KafkaLog(where, shards, write=write)
     if where == "memory:":
         from streaming.log.memory import MemoryLog
 

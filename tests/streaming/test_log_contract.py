@@ -1,5 +1,6 @@
 """What every event log does, whatever its medium. Another adapter joins by an entry in MEDIA."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from streaming.errors import Trimmed
-from streaming.log import CONTROL, EventLog, Record
+from streaming.log import CONTROL, EventLog, Record, open_log
 from streaming.log.memory import MemoryLog
 from streaming.log.sqlite import SqliteLog
 
@@ -41,7 +42,7 @@ class Medium:
             self._opened.pop().close()
 
 
-def memory(_: Path) -> Medium:
+def memory(*_: object) -> Medium:
     kept: list[MemoryLog] = []
 
     def opener(clock: Callable[[], int], write: bool) -> EventLog:
@@ -52,17 +53,25 @@ def memory(_: Path) -> Medium:
     return Medium(opener)
 
 
-def sqlite(folder: Path) -> Medium:
+def sqlite(folder: Path, *_: object) -> Medium:
     path = str(folder / "log.sqlite")
     return Medium(lambda clock, write: SqliteLog(path, SHARDS if write else None, clock, write=write))
 
 
-MEDIA = {"memory": memory, "sqlite": sqlite}
+def kafka(_: Path, bootstrap: str) -> Medium:
+    url = f"kafka://{bootstrap}/contract-{next(NAMES)}?one_broker=yes"
+    return Medium(lambda clock, write: open_log(url, SHARDS if write else None, clock, write=write))
 
 
-@pytest.fixture(params=MEDIA)
+MEDIA = {"memory": memory, "sqlite": sqlite, "kafka": kafka}
+NAMES = itertools.count()
+PARAMS = ["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.xdist_group("parts"))]
+
+
+@pytest.fixture(params=PARAMS)
 def medium(request, tmp_path):
-    medium = MEDIA[request.param](tmp_path)
+    bootstrap = request.getfixturevalue("kafka").bootstrap if request.param == "kafka" else ""
+    medium = MEDIA[request.param](tmp_path, bootstrap)
     yield medium
     medium.close()
 
@@ -125,6 +134,7 @@ def test_another_log_has_another_id(tmp_path, medium):
     other.close()
 
 
+@pytest.mark.parametrize("medium", ["memory", "sqlite"], indirect=True)  # a broker's clock is its own
 def test_log_time_never_goes_back_in_a_partition(medium):
     log = medium.open()
     assert log.append([(0, b"x"), (1, b"x")])[0][1] == 1_000
