@@ -1,28 +1,47 @@
-"""What the log and the store may forget: records behind the snapshots, graphs that nothing can ask for any more.
+"""What the log and the store may forget: records behind the snapshots, blobs that nothing can ask for any more.
 
-A graph is still needed by the shards that use it, by the snapshots a shard may be restored from, and by every control
-record that such a shard would read again on its way to the present.
+A graph is still needed by the shards that use it, by the snapshots a shard may be restored from, those with a label
+among them, and by every control record that such a shard would read again on its way to the present. So are the blobs
+that a restore puts in place.
 """
 
 from streaming import events
-from streaming.control import ControlState, GraphPut, from_json
+from streaming.control import ControlState, GraphPut, Restore, from_json
 from streaming.learner import trim
 from streaming.log import CONTROL, EventLog
 from streaming.state import State
-from streaming.store import HOUR_MS, ParameterStore, automatic
+from streaming.store import HOUR_MS, ParameterStore
 
 __all__ = ["drop_graphs", "trim"]
 
 
-def drop_graphs(log: EventLog, store: ParameterStore, min_age_ms: int = HOUR_MS) -> bool:
-    """Drops the graphs that are not needed; False while a shard has no snapshot, since all are needed then."""
-    oldest = []
+def drop_graphs(
+    log: EventLog,
+    store: ParameterStore,
+    min_age_ms: int = HOUR_MS,
+    known: dict[str, ControlState] | None = None,
+) -> bool:
+    """Drops the blobs that are not needed; False while a shard has no snapshot, since all are needed then.
+
+    `known` holds what snapshots say of control, by their names, from one call to the next: they are large to read.
+    """
+    known = {} if known is None else known
+    oldest, keep = [], set()
+    names: set[str] = set()
     for shard in range(log.shards):
-        snapshots = automatic(store, shard)
-        if not snapshots:
+        snapshots = store.snapshots(shard)
+        first = next((info.name for info in snapshots if not info.label), None)
+        if first is None:
             return False
-        oldest.append(_control_of(store, snapshots[0].name))
-    keep = {policy.graph.blob for control in oldest for policy in control.policies.values() if policy.graph}
+        for info in snapshots:
+            if info.label or info.name == first:
+                names.add(info.name)
+                if info.name not in known:
+                    known[info.name] = _control_of(store, info.name)
+                keep |= {policy.graph.blob for policy in known[info.name].policies.values() if policy.graph}
+        oldest.append(known[first])
+    for name in known.keys() - names:
+        del known[name]
     offset = min(control.applied for control in oldest)
     while records := log.read(CONTROL, offset):
         for record in records:
@@ -30,6 +49,8 @@ def drop_graphs(log: EventLog, store: ParameterStore, min_age_ms: int = HOUR_MS)
             made = None if control is None else from_json(control[1])
             if isinstance(made, GraphPut):
                 keep.add(made.blob)
+            elif isinstance(made, Restore):
+                keep.update(made.blobs)
         offset = records[-1].offset + 1
     store.drop_blobs(keep, min_age_ms)
     return True
