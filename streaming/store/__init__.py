@@ -179,15 +179,20 @@ def automatic(store: ParameterStore, shard: int) -> list[SnapshotInfo]:
 
 
 def open_store(url: str | PathLike[str], clock: Clock = wall_clock) -> ParameterStore:
-    """Open the store at `url`: the path of an SQLite file (created if there is none), or `memory:` for a new one.
+    """Open the store at `url`: the path of an SQLite file (created if there is none), `redis://...`, or `memory:`.
 
-    The clock dates blobs only. Raises StoreUnavailable, StoreCorrupt.
+    `streaming.store.redis_url` says what a URL of a Redis may be. `memory:` is a new one. The clock dates blobs only.
+    Raises StoreUnavailable, StoreCorrupt; ValueError for a URL that cannot be.
     """
     where = fspath(url)
     if where == "memory:":
         from streaming.store.memory import MemoryStore
 
         return MemoryStore(clock)
+    if where.startswith(("redis:", "rediss:")):
+        from streaming.store.redis import RedisStore
+
+        return RedisStore(where, clock)
     from streaming.store.sqlite import SqliteStore
 
     return SqliteStore(where, clock)

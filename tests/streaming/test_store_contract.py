@@ -1,6 +1,7 @@
 """What every parameter store does, whatever its medium. Another adapter joins by an entry in MEDIA."""
 
 import hashlib
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit
 from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, ParameterStore
 from streaming.store.memory import MemoryStore
+from streaming.store.redis import RedisStore
 from streaming.store.sqlite import SqliteStore
 from tests.streaming.test_log_contract import SetClock
 
@@ -50,11 +52,21 @@ def sqlite(folder: Path) -> Medium:
 
 
 MEDIA = {"memory": memory, "sqlite": sqlite}
+SERVERS = ("redis_single", "redis_cluster")
 
 
-@pytest.fixture(params=MEDIA)
+def redis_url(server) -> str:
+    """A store of its own on a server that others use too."""
+    return f"{server.url}/{secrets.token_hex(8)}"
+
+
+@pytest.fixture(params=[*MEDIA, *(pytest.param(name, marks=pytest.mark.xdist_group("parts")) for name in SERVERS)])
 def medium(request, tmp_path):
-    medium = MEDIA[request.param](tmp_path)
+    if request.param in SERVERS:
+        url = redis_url(request.getfixturevalue(request.param))
+        medium = Medium(lambda clock: RedisStore(url, clock))
+    else:
+        medium = MEDIA[request.param](tmp_path)
     yield medium
     medium.close()
 
