@@ -24,8 +24,8 @@ from streaming.log.kafka_reader import KafkaReader
 from streaming.log.kafka_topics import admin_of, open_topics
 from streaming.log.kafka_url import MESSAGE_BYTES, TIMEOUT_S, KafkaUrl, asking, kafka_producer, parse_kafka_url
 
-HEADER_BYTES = 1024
-"""More than what Kafka puts around a record."""
+RECORD_BYTES = MESSAGE_BYTES - 1024
+"""The largest record; Kafka puts a little around it."""
 
 
 class KafkaLog:

@@ -1,4 +1,4 @@
-"""The topics of a log in Kafka: what they must be, creating them, and refusing to start on ones that would lose rewards.
+"""The topics of a log in Kafka: what they must be, creating them, refusing those that would lose rewards.
 
     NAME.events        P partitions; partition p is shard p. A record's value is a frame of `streaming.events`
                        (at most 1 MiB), its key is empty, its timestamp the broker's: the log's time.
@@ -123,7 +123,7 @@ def _replicas(admin: Any, at: KafkaUrl) -> int:
     if replicas < 2 and not at.one_broker:
         raise LayoutMismatch(
             f"Kafka at {','.join(at.servers)} would keep the event log {at.shown} on {replicas} of its {brokers} "
-            "brokers, so one lost disk loses acknowledged rewards: run three brokers, or accept that with one_broker=yes"
+            "brokers, so one lost disk loses acknowledged rewards: run three brokers, or accept it with one_broker=yes"
         )
     return replicas
 

@@ -206,7 +206,7 @@ def kafka_consumer(at: KafkaUrl, **ours: Any) -> Any:
 
 
 def kafka_producer(at: KafkaUrl, **ours: Any) -> Any:
-    """A `KafkaProducer`: idempotent, acknowledged by all replicas in sync, given up after 3 s; raises LogUnavailable."""
+    """A `KafkaProducer`: idempotent, acknowledged by all replicas in sync within 3 s; raises LogUnavailable."""
     from kafka import KafkaProducer
 
     wait_ms = int(TIMEOUT_S * 1000)
@@ -255,7 +255,7 @@ def _sentence(at: KafkaUrl, what: str, error: BaseException, remedy: str) -> str
 
 
 def _quiet() -> None:
-    """The client logs every try of a connection as an error; we say once what is wrong, so it is silent unless asked."""
+    """The client logs every try of a connection as an error; we say once what is wrong, so it is silenced."""
     logger = logging.getLogger("kafka")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
