@@ -48,10 +48,8 @@ class KafkaLog:
             raise ValueError(f"{self.at.shown} was opened for reading: open_log(..., write=True) appends")
         for partition, data in batches:
             self._known(partition)
-            if len(data) > MESSAGE_BYTES - HEADER_BYTES:
-                raise ValueError(
-                    f"a record of {len(data):,} bytes: Kafka takes at most {MESSAGE_BYTES - HEADER_BYTES:,}"
-                )
+            if len(data) > RECORD_BYTES:
+                raise ValueError(f"a record of {len(data):,} bytes: the log in Kafka takes at most {RECORD_BYTES:,}")
         if not batches:
             return []
         producer = self._connected()

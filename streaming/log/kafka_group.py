@@ -127,7 +127,7 @@ class Membership:
 
 
 def _listener(consumer: Any, member: Membership) -> Any:
-    """Tells `member`, on the client's thread. New partitions get a position, so that nobody looks for a committed one."""
+    """Tells `member`, on the client's thread. New partitions get a position, so that no committed one is looked for."""
     from kafka.consumer.subscription_state import ConsumerRebalanceListener
 
     class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
