@@ -1,16 +1,20 @@
-"""Random operations on the SQLite store and on the memory store, its model: both must show the same at every step."""
+"""Random operations on a store and on the memory store, its model: both must show the same at every step."""
 
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from streaming.errors import NotFound, StaleCommit
 from streaming.store import NOTHING, Commit, Manifest
 from streaming.store.memory import MemoryStore
+from streaming.store.redis import RedisStore
 from streaming.store.sqlite import SqliteStore
+from tests.streaming.redis_tools import keys_of, left_behind
+from tests.streaming.test_store_contract import SERVERS, redis_url
 
 SHARDS = 2
 shards = st.integers(0, SHARDS - 1)
@@ -21,15 +25,17 @@ parts = st.dictionaries(st.sampled_from("abcd"), data, max_size=3)
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = str(Path(self.folder.name) / "store.sqlite")
         self.now_ms = 0
         self.model = MemoryStore(lambda: self.now_ms)
-        self.store = SqliteStore(self.path, lambda: self.now_ms)
-        self.follower = SqliteStore(self.path)
+        self.store = self.opened()
+        self.follower = self.opened()
         self.ids = [NOTHING]
         self.blobs = []
         self.both(lambda s: s.create(Manifest("store", "log", SHARDS, 1)))
+
+    def opened(self):
+        """Another handle on the store under test."""
+        raise NotImplementedError
 
     def both(self, call):
         """The result or error of the call, which is the same for both."""
@@ -95,13 +101,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self):
         self.store.close()
-        self.store = SqliteStore(self.path, lambda: self.now_ms)
+        self.store = self.opened()
 
     @rule()
     def reopen_all(self):
         self.follower.close()
         self.reopen()
-        self.follower = SqliteStore(self.path)
+        self.follower = self.opened()
 
     @invariant()
     def they_agree(self):
@@ -113,6 +119,19 @@ class StoreMachine(RuleBasedStateMachine):
             for info in self.model.snapshots(shard):
                 assert self.follower.load_snapshot(info.name) == self.model.load_snapshot(info.name)
 
+    def teardown(self):
+        self.follower.close()
+        self.store.close()
+
+
+class SqliteMachine(StoreMachine):
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        super().__init__()
+
+    def opened(self):
+        return SqliteStore(str(Path(self.folder.name) / "store.sqlite"), lambda: self.now_ms)
+
     @invariant()
     def no_chunk_is_left_behind(self):
         with self.store._file.reading() as con:
@@ -122,10 +141,31 @@ class StoreMachine(RuleBasedStateMachine):
             assert con.execute("SELECT count(*) FROM chunks").fetchone() == (named,)
 
     def teardown(self):
-        self.follower.close()
-        self.store.close()
+        super().teardown()
         self.folder.cleanup()
 
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestSqlite = SqliteMachine.TestCase
+TestSqlite.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.xdist_group("parts")
+@pytest.mark.parametrize("server", SERVERS)
+def test_redis(request, server):
+    servers = request.getfixturevalue(server)
+
+    class RedisMachine(StoreMachine):
+        def __init__(self):
+            self.url = redis_url(servers)
+            super().__init__()
+
+        def opened(self):
+            return RedisStore(self.url, lambda: self.now_ms)
+
+        def teardown(self):
+            assert left_behind(servers, self.url) == set()
+            super().teardown()
+            for node, key in keys_of(servers, self.url):
+                node.unlink(key)
+
+    run_state_machine_as_test(RedisMachine, settings=settings(max_examples=15, stateful_step_count=25, deadline=None))
