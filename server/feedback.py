@@ -5,12 +5,11 @@ What can be told from the token and the catalog is refused here; everything that
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from server.schemas import ACCEPTED, FeedbackRow, RefusalReason, Verdict
-from server.shared import Row
 from server.view import View
-from server.views import Views
 from streaming import events, token
 from streaming.control import REWARD_MAX
 from streaming.token import ARMS, ARMS_SIZE, HEADER_SIZE, SUM, TokenError
@@ -19,8 +18,28 @@ _POLICY = struct.Struct("<I")
 _BANK = struct.Struct("<Q")
 
 
-def judge(rows: Sequence[FeedbackRow], views: Views, counters: Row) -> tuple[list[Verdict], dict[int, list[bytes]]]:
-    """(a verdict for each row, the accepted ones' events by shard)."""
+class Known(Protocol):
+    """Keys and policies: a worker's `server.views.Views`, or the router's."""
+
+    @property
+    def keys(self) -> Mapping[int, bytes]: ...
+    @property
+    def by_number(self) -> Mapping[int, View]: ...
+    def refresh(self) -> None: ...
+
+
+class Counters(Protocol):
+    """Counts refusals by reason."""
+
+    def refusal(self, reason: str) -> None: ...
+
+
+Judged = tuple[list[Verdict], dict[int, list[bytes]]]
+"""A verdict for each row, and the accepted ones' events by shard."""
+
+
+def judge(rows: Sequence[FeedbackRow], views: Known, counters: Counters) -> Judged:
+    """Verdicts and events of the rows."""
     views.refresh()
     verdicts: list[Verdict] = []
     by_shard: dict[int, list[bytes]] = {}
@@ -37,7 +56,7 @@ def judge(rows: Sequence[FeedbackRow], views: Views, counters: Row) -> tuple[lis
     return verdicts, by_shard
 
 
-def _event(row: FeedbackRow, views: Views) -> Verdict | tuple[int, bytes]:
+def _event(row: FeedbackRow, views: Known) -> Verdict | tuple[int, bytes]:
     try:
         payload = token.verify(row.decision_id, views.keys)
     except TokenError as error:

@@ -1,0 +1,75 @@
+"""A router process from its URLs: opens everything, waiting for what is away, and closes it again."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from server.router import RETRY_S, Router, Stopping
+from server.router_kafka import DeadLetters, RewardsTopic
+from server.router_metrics import RouterMetrics
+from server.router_view import KnownPolicies
+from streaming.errors import LogUnavailable, StoreUnavailable
+from streaming.log import EventLog, open_log
+from streaming.log.kafka_topics import open_public_topics
+from streaming.log.kafka_url import parse_kafka_url
+from streaming.place import Place, checked_manifest, masked
+from streaming.store import ParameterStore, open_store
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def run(log_url: str, store_url: str, host: str, port: int, stop: threading.Event) -> None:
+    """Routes until `stop`. Raises ValueError (a URL), OSError (the port), StreamingError where waiting is vain."""
+    at = parse_kafka_url(log_url)
+    metrics = RouterMetrics()
+    with contextlib.ExitStack() as stack:
+        server, bound = metrics.serve(host, port)
+        stack.callback(_end, server)
+        log.info("metrics on http://%s:%d/metrics", host, bound)
+        try:
+            event_log = _wait(lambda: open_log(log_url, write=True), stop, metrics, "log")
+            stack.callback(event_log.close)
+            store = _wait(lambda: open_store(store_url), stop, metrics, "store")
+            stack.callback(store.close)
+            _wait(lambda: _belong(Place(log_url, store_url), event_log, store), stop, metrics, "store")
+            _wait(lambda: open_public_topics(at, event_log.shards), stop, metrics, "log")
+            source = _wait(lambda: RewardsTopic(at), stop, metrics, "log")
+        except Stopping:
+            return
+        stack.callback(source.close)
+        letters = DeadLetters(at)
+        stack.callback(letters.close)
+        log.info("routing %s to %s", at.rewards, at.shown)
+        Router(event_log, KnownPolicies(store, event_log), source, letters, metrics, stop).run()
+
+
+def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> None:
+    """Raises LayoutMismatch where the store is another log's, StoreUnavailable before a server has made it."""
+    if store.manifest() is None:
+        raise StoreUnavailable(f"the store at {masked(place.store)} is empty: `croupier serve` makes it")
+    checked_manifest(place, event_log, store)
+
+
+def _wait(what: Callable[[], T], stop: threading.Event, metrics: RouterMetrics, part: str) -> T:
+    """What it returns, once log and store are there. Raises Stopping."""
+    said = ""
+    while not stop.is_set():
+        try:
+            made = what()
+        except (LogUnavailable, StoreUnavailable) as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("the router waits: %s", said)
+            stop.wait(RETRY_S)
+        else:
+            metrics.up.labels(part).set(1)
+            return made
+    raise Stopping
+
+
+def _end(server: Any) -> None:
+    server.shutdown()
+    server.server_close()
