@@ -1,10 +1,18 @@
-"""The agent: one per host. The log's only writer, the follower of the store, the owner of the shared memory.
+"""The agent: one per host. Its writer of the log, the follower of the store, the owner of the shared memory.
 
     workers --decisions, rewards--> Writer (group commit) --> event log
     workers <--catalog, tables----- follower <-- parameter store
     workers --control, blobs, arms, metrics--> calls, each on a thread of the caller's
 
-Everything here is plain threads; `server.ipc` puts a socket in front, `server.local` calls it directly.
+    thread     touches   does
+    writer     log       appends; finds out when a log that was away is back
+    follower   store     brings the replica up to date
+    watcher    log       how far the log goes, so how far we are behind; control records and copies of others
+    keeper     both      sizes; embedded: gives back space behind the snapshots
+    heart      none      says that the agent lives; ends its process where a thread of it has failed
+
+A log or a store that is away holds up the threads that touch it, and no other. Everything here is plain threads;
+`server.ipc` puts a socket in front, `server.local` calls it directly.
 """
 
 import contextlib
@@ -13,14 +21,16 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from bandits.graph import Graph, GraphError
 from server import errors, metrics
+from server.control_log import ControlLog
 from server.engine import ControlResult
 from server.inspect import arms_page
+from server.lag import Lag
 from server.replica import Replica
 from server.retention import drop_graphs, trim
 from server.schemas import Arms
@@ -39,20 +49,17 @@ from server.shared import (
     Row,
     RunFolder,
 )
-from server.writer import Writer
-from streaming import events
-from streaming.control import (
-    ControlError,
-    ControlRecord,
-    ControlState,
-    GraphPut,
-    KeyAdd,
-    Policy,
-    from_json,
-    to_json,
+from server.writer import Writer, problem_of
+from streaming.control import ControlError, ControlRecord, GraphPut, KeyAdd, Policy, from_json
+from streaming.errors import (
+    LayoutMismatch,
+    LogUnavailable,
+    NotFound,
+    StoreUnavailable,
+    StreamingError,
+    Trimmed,
 )
-from streaming.errors import LayoutMismatch, NotFound, StoreUnavailable, StreamingError, Trimmed
-from streaming.log import CONTROL, Clock, EventLog, wall_clock
+from streaming.log import Clock, EventLog, wall_clock
 from streaming.store import ParameterStore
 
 log = logging.getLogger(__name__)
@@ -60,13 +67,19 @@ SHOWN_WITHIN_S = 2.0
 POLL_S = 0.002
 IDLE_POLL_S = 0.005
 DUTY_S = 0.2
-TRIM_S = 10.0
+RETRY_S = 0.2
+KEEP_S = 10.0
 GRAPHS_S = 600.0
 WORKER_SILENT_MS = 3_000
+FOLLOWER_SILENT_S = 2.0
+REPLICA_WAIT_S = 1.0
 
 
 class Agent:
-    """`log` is open for writing. `open` loads everything and starts the threads, `close` flushes and ends them."""
+    """`log` is open for writing. `open` loads everything and starts the threads, `close` flushes and ends them.
+
+    `apart`: log and store are servers that others write to as well, and the learners, which trim, run elsewhere.
+    """
 
     def __init__(
         self,
@@ -75,86 +88,81 @@ class Agent:
         host: HostFile,
         folder: RunFolder,
         clock: Clock = wall_clock,
+        apart: bool = False,
     ) -> None:
         self.log, self.store, self.host, self.folder = event_log, store, host, folder
         self._clock = clock
+        self._apart = apart
         manifest = store.manifest()
         if manifest is None or manifest.log_id != event_log.id:
             raise LayoutMismatch("the store does not belong to this log: put the two files of one data folder together")
-        self.writer = Writer(event_log, host)
+        self.writer = Writer(event_log, host, whole=not apart)
         self.replica = Replica(store, manifest, host, folder, clock)
-        self._replica_lock = threading.Lock()  # follower against arms and metrics
-        self._control_lock = threading.Lock()
-        self.is_process = False  # in a process of its own it ends with its writer or follower, and is started again
-        self._control = ControlState()
+        self.control_log: ControlLog
+        self.is_process = False  # in a process of its own it ends with one of its threads, and is started again
+        self._figures = metrics.Figures([0] * manifest.shards)
+        self._followed = 0.0
+        self._failed = False
+        self._said: dict[str, str] = {}
         self._stop = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
-        self._trimmer = threading.Thread(target=self._trim, name="trimmer", daemon=True)
+        duties = {"follower": self._follow, "watcher": self._watch, "keeper": self._keep, "heart": self._beat}
+        self._threads = [
+            threading.Thread(target=self._run, args=(name, duty), name=name, daemon=True)
+            for name, duty in duties.items()
+        ]
 
     # ------------------------------------------------------------------------------------------------ start and end
 
     def open(self) -> None:
-        """Loads the replica, brings the control records of a crash to their end, makes the first key, starts."""
+        """Loads the replica, reads the control records, makes the first key where there is none, starts."""
         self.host[AGENT_PID] = os.getpid()
         self.writer.start()
         self.replica.load()
-        self._load_control()
-        self._append_missing_pointers()
-        if not self._control.keys:
-            self._append_control(KeyAdd(0, secrets.token_hex(32), self._clock()))
+        self.control_log = ControlLog(self.log, self.writer.append, [shard.control for shard in self.replica.shards])
+        self._first_key()
         self.host[STORE] = THERE
-        self._beat()
-        self._follower.start()
-        self._trimmer.start()
+        self.host[AGENT_BEAT] = self._clock()
+        self._followed = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def _first_key(self) -> None:
+        """One key, whoever is first; agents that start at once all sign with that."""
+
+        key = KeyAdd(0, secrets.token_hex(32), self._clock())
+        self.control_log.claim(key, lambda: not self.control_log.state.keys)
 
     def close(self) -> None:
-        """Appends what waits, stops following."""
+        """Appends what waits, ends the threads."""
         self.writer.stop()
         self._stop.set()
-        for thread in (self._follower, self._trimmer):
+        for thread in self._threads:
             if thread.is_alive():
                 thread.join(10.0)
         self.host[AGENT_PID] = 0
 
-    def _load_control(self) -> None:
-        """The control state of the shard that is furthest, and the records after it."""
-        furthest = max((shard.control for shard in self.replica.shards), key=lambda control: control.applied)
-        self._control = ControlState.decode(furthest.encode())
-        for n, data in self._control_records(self._control.applied):
-            before = self._control.encode()
-            try:
-                self._control.apply(n, from_json(data))
-            except ControlError:  # cannot be: every record was checked before its append
-                self._control = ControlState.decode(before)
-                self._control.applied = n
+    def _run(self, name: str, duty: Callable[[], None]) -> None:
+        try:
+            duty()
+        except Exception:
+            log.exception("the agent's %s fails", name)
+            self._failed = True
 
-    def _control_records(self, after: int) -> list[tuple[int, bytes]]:
-        """The control records beyond number `after`: record n stands at offset n - 1."""
-        found: list[tuple[int, bytes]] = []
-        offset = after
-        while records := self.log.read(CONTROL, offset):
-            for record in records:
-                control = events.control_of(record.data)
-                assert control is not None, f"control partition, offset {record.offset}: not a control record"
-                found.append(control)
-            offset = records[-1].offset + 1
-        return found
+    def _say(self, who: str, error: Exception | None) -> None:
+        """A warning for trouble that is new; `error` None: it is over."""
+        sentence = str(error) if error is not None else ""
+        if sentence and sentence != self._said.get(who):
+            log.warning("%s: %s", who, sentence)
+        self._said[who] = sentence
 
-    def _append_missing_pointers(self) -> None:
-        """Gives each shard the control records that a crash between log and shard has kept from it."""
-        missing: list[tuple[int, bytes]] = []
-        for number, shard in enumerate(self.replica.shards):
-            last, offset = shard.control.applied, shard.head
-            with contextlib.suppress(Trimmed):
-                while records := self.log.read(number, offset):
-                    for record in records:
-                        control = events.control_of(record.data)
-                        if control is not None and control[0] == last + 1:
-                            last += 1
-                    offset = records[-1].offset + 1
-            missing += [(number, events.control_frame(n, data)) for n, data in self._control_records(last)]
-        if missing:
-            self.writer.append(missing)
+    def _beat(self) -> None:
+        while not self._stop.is_set():
+            if self.is_process and (self.writer.crashed or self._failed):
+                os._exit(1)
+            self.host[AGENT_BEAT] = self._clock()
+            if time.monotonic() - self._followed > FOLLOWER_SILENT_S:
+                self.host[STORE] = AWAY
+            self._stop.wait(DUTY_S)
 
     # ---------------------------------------------------------------------------------------------------- following
 
@@ -163,36 +171,60 @@ class Agent:
         while not self._stop.is_set():
             found = 0
             try:
-                with self._replica_lock:
-                    found = self.replica.poll()
-                    self.replica.sweep()
-                now = time.monotonic()
-                if now >= next_duty:
-                    next_duty = now + DUTY_S
-                    if self.is_process and self.writer.crashed:
-                        os._exit(1)
-                    self._beat()
-                    self.host[BEHIND_SINCE] = self._behind_since()
+                found = self.replica.poll()
+                self.replica.sweep()
+                self._followed = time.monotonic()
+                if self._followed >= next_duty:
+                    next_duty = self._followed + DUTY_S
                     self.host[LOG_TIME] = max(shard.log_time_ms for shard in self.replica.shards)
-                    self._store_is(THERE)
+                    self.host[STORE] = THERE
+                    self._say("the parameter store", None)
             except StreamingError as error:
                 if isinstance(error, StoreUnavailable):
-                    self._store_is(AWAY, error)
-                else:
-                    log.warning("%s", error)
-                self._beat()
-                self._stop.wait(0.2)
-            except Exception:
-                log.exception("the replica stops: it cannot follow the store")
-                if self.is_process:
-                    os._exit(1)
-                return
+                    self.host[STORE] = AWAY
+                self._say("the parameter store", error)
+                self._followed = time.monotonic()
+                self._stop.wait(RETRY_S)
             self._stop.wait(POLL_S if found else IDLE_POLL_S)
 
-    def _trim(self) -> None:
-        """Gives back space behind the snapshots. May take seconds, so the follower does not wait for it."""
+    def _watch(self) -> None:
+        lag: Lag | None = None
+        while not self._stop.is_set():
+            try:
+                *ends, _ = self.log.ends()
+                lag = lag or self._first_look(ends)
+                lag.look(self._clock(), ends)
+                self._figures.ends = ends
+                self.host[BEHIND_SINCE] = lag.behind_since([shard.head for shard in self.replica.shards])
+                self.control_log.heal([shard.control.applied for shard in self.replica.shards])
+                self._say("the event log", None)
+            except LogUnavailable as error:
+                self.writer.suspect(error)
+            except StreamingError as error:
+                self._say("the event log", error)
+            self._stop.wait(DUTY_S)
+
+    def _first_look(self, ends: list[int]) -> Lag:
+        """What nobody had learned when we came is as old as its record says."""
+        lag = Lag(len(ends))
+        for number, shard in enumerate(self.replica.shards):
+            head = shard.head
+            with contextlib.suppress(Trimmed):
+                for record in self.log.read(number, head, 1) if head < ends[number] else ():
+                    lag.look_at(number, record.time_ms, ends[number])
+        return lag
+
+    def _keep(self) -> None:
         next_graphs = time.monotonic() + GRAPHS_S
-        while not self._stop.wait(TRIM_S):
+        while not self._stop.is_set():
+            try:
+                self._figures.log_bytes, self._figures.store_bytes = self.log.size_bytes(), self.store.size_bytes()
+            except StreamingError as error:
+                log.debug("sizes are not known now: %s", error)
+            if self._stop.wait(KEEP_S):
+                return
+            if self._apart:
+                continue
             try:
                 trim(self.log, self.store)
                 if time.monotonic() >= next_graphs:
@@ -200,53 +232,28 @@ class Agent:
                     drop_graphs(self.log, self.store)
             except StreamingError as error:
                 log.warning("the log was not trimmed: %s", error)
-            except Exception:
-                log.exception("the log cannot be trimmed")
-                if self.is_process:
-                    os._exit(1)
-                return
-
-    def _beat(self) -> None:
-        self.host[AGENT_BEAT] = self._clock()
-
-    def _store_is(self, state: int, error: Exception | None = None) -> None:
-        if state == AWAY and self.host[STORE] != AWAY:
-            log.warning("the parameter store is away: %s", error)
-        self.host[STORE] = state
-
-    def _behind_since(self) -> int:
-        """Log time of the oldest record that the replica does not include; 0 where there is none."""
-        oldest = 0
-        for number, shard in enumerate(self.replica.shards):
-            if shard.head >= self.log.bounds(number)[1]:
-                continue
-            with contextlib.suppress(Trimmed):
-                records = self.log.read(number, shard.head, 1)
-                if records:
-                    oldest = min(oldest or records[0].time_ms, records[0].time_ms)
-        return oldest
 
     # ------------------------------------------------------------------------------------------------------ control
 
     def control(self, data: bytes, if_version: int | None = None) -> ControlResult:
         """Orders a control record (JSON) and waits until every worker shows it; raises Problem."""
         record = from_json(data)
-        with self._control_lock:
-            self._check(record, if_version)
-            try:
-                number = self._append_control(record)
-            except StreamingError as error:
-                raise errors.unavailable(f"The event log is away: {error}.") from error
+        try:
+            number = self.control_log.claim(record, lambda: self._check(record, if_version))
+        except StreamingError as error:
+            raise problem_of(error) from error
         return ControlResult(number, self._wait_until_shown(number))
 
-    def _check(self, record: ControlRecord, if_version: int | None) -> None:
+    def _check(self, record: ControlRecord, if_version: int | None) -> bool:
+        """Raises Problem where the record cannot take effect after all there are."""
+        state = self.control_log.state
         name = getattr(record, "policy", getattr(record, "name", ""))
-        policy = self._control.policies.get(name)
+        policy = state.policies.get(name)
         if if_version is not None and (policy is None or policy.version != if_version):
             now = f"is at version {policy.version}" if policy else "is gone"
             raise errors.conflict(f"Policy {name!r} {now}, not at {if_version}: read it and change it again.")
         try:
-            self._control.check(record)
+            state.check(record)
         except ControlError as error:
             raise errors.refused_control(error.field, str(error)) from None
         try:
@@ -258,6 +265,7 @@ class Agent:
             raise errors.invalid("graph", "The graph was not stored before the record that names it.") from None
         except StoreUnavailable as error:
             raise errors.unavailable(f"The parameter store is away: {error}.") from error
+        return True
 
     def _graph(self, blob: str) -> Graph:
         return Graph.from_bytes(self.store.get_blob(blob))
@@ -271,14 +279,6 @@ class Agent:
                     f"keeps_clusters needs the same {before.n_clusters} clusters, this graph has {graph.n_clusters}"
                 )
                 raise GraphError("centroids", sentence)
-
-    def _append_control(self, record: ControlRecord) -> int:
-        """Appends the next control record and its pointers in one append."""
-        number = self._control.applied + 1
-        frame = events.control_frame(number, to_json(record))
-        self.writer.append([(CONTROL, frame), *((shard, frame) for shard in range(self.log.shards))])
-        self._control.apply(number, record)
-        return number
 
     def _wait_until_shown(self, number: int) -> bool:
         deadline = time.monotonic() + SHOWN_WITHIN_S
@@ -302,12 +302,22 @@ class Agent:
             raise errors.unavailable(f"The parameter store is away: {error}.") from error
 
     def arms(self, policy: str, segment: str, limit: int, offset: int) -> Arms:
-        with self._replica_lock:
+        with self._reading():
             return arms_page(self.replica, policy, segment, limit, offset, self._clock())
 
     def metrics(self) -> bytes:
-        with self._replica_lock:
-            return metrics.render(self.host, self.replica, self.log, self.store, self._clock())
+        with self._reading():
+            return metrics.render(self.host, self.replica, self._figures, self._clock())
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The replica holds still; where it cannot, because it waits for a graph from the store, Problem."""
+        if not self.replica.lock.acquire(timeout=REPLICA_WAIT_S):
+            raise errors.unavailable("The parameter store does not answer, and a new graph is on its way from it.")
+        try:
+            yield
+        finally:
+            self.replica.lock.release()
 
     def call(self, method: str, args: list[object]) -> bytes:
         """One of the calls above by name, with MessagePack in and out."""

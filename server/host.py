@@ -21,6 +21,7 @@ from server.recommender import Recommender
 from server.schemas import Arms, Decision, FeedbackRow, ItemInfo, RecommendRequest, Status, Verdict
 from server.shared import (
     AGENT_BEAT,
+    APART,
     AWAY,
     BEAT,
     BEHIND_SINCE,
@@ -191,10 +192,11 @@ class HostEngine:
             found.append("The event log is away: feedback and changes are refused, decisions wait for it.")
         if host[STORE] == AWAY:
             found.append("The parameter store is away: decisions are made with the parameters of before.")
-        if now_ms - host[LEARNER_BEAT] > SILENT_MS:
+        if not host[APART] and now_ms - host[LEARNER_BEAT] > SILENT_MS:
             found.append("The learner is away: rewards are kept in the log and learned when it is back.")
         elif staleness_ms is not None and staleness_ms > STALE_MS:
-            found.append(f"Parameters are {staleness_ms / 1000:.0f} s behind the log; the learner is catching up.")
+            why = "the learners are catching up, or none is there" if host[APART] else "the learner is catching up"
+            found.append(f"Parameters are {staleness_ms / 1000:.0f} s behind the log; {why}.")
         return found
 
     async def metrics(self) -> bytes:

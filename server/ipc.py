@@ -26,6 +26,7 @@ from server import errors
 from server.agent import Agent
 from server.errors import Problem
 from server.outbox import Outbox, unpack
+from server.writer import problem_of
 from streaming.errors import StreamingError
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class AgentServer:
             if error is None:
                 connection.send(CONFIRMED if decisions else DONE, number)
             elif not decisions:
-                connection.send(PROBLEM, number, _packed(errors.unavailable(f"The event log is away: {error}.")))
+                connection.send(PROBLEM, number, _packed(problem_of(error)))
 
         self._agent.writer.submit(list(unpack(body)), done, keep=decisions)
 

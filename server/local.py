@@ -12,13 +12,14 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
-from server import data, errors
+from server import data
 from server.agent import Agent
 from server.host import HostEngine
 from server.learner_loop import LearnerLoop
 from server.outbox import unpack
 from server.settings import Settings
 from server.shared import HostFile, run_folder
+from server.writer import problem_of
 from streaming.log import Clock, wall_clock
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class DirectChannel:
         self._agent.writer.submit(list(unpack(batch)), done)
         error = await appended
         if error is not None:
-            raise errors.unavailable(f"The event log is away: {error}.") from error
+            raise problem_of(error) from error
 
     async def call(self, method: str, *args: Any) -> bytes:
         """See `Channel.call`."""

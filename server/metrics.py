@@ -9,7 +9,7 @@
 | `croupier_decisions_lost_total` | | store: gaps in the numbers of decisions |
 | `croupier_reward_outcomes_total` | policy, outcome | store |
 | `croupier_visible_seconds` (histogram) | | from the append of a commit's oldest record to every worker seeing it |
-| `croupier_learner_lag_records` | shard | log end - position of this host's replica |
+| `croupier_learner_lag_records` | shard | log end, as of 0.2 s ago - position of this host's replica |
 | `croupier_learner_lag_seconds` | | age of the oldest record not learned |
 | `croupier_replica_staleness_seconds` | shard | age of the newest applied commit's log time; 0 when nothing waits |
 | `croupier_replica_reloads_total` | | the agent's process |
@@ -20,12 +20,13 @@
 | `croupier_distinct_items_shown` | policy | items with at least one play |
 | `croupier_restarts_total` | process | supervisor |
 | `croupier_workers` | | workers that are alive |
-| `croupier_up` | part | log, store, agent, learner: 1 there, 0 away |
+| `croupier_up` | part | log, store, agent, and the learner where it is this server's: 1 there, 0 away |
 
 A policy that is gone, or a route that is none, is counted as `unknown`. Counters begin at 0 for every label known.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,6 @@ from server.replica import Replica
 from server.shared import HostFile
 from streaming.contract import DECISIONS, OUTCOMES
 from streaming.control import Policy
-from streaming.log import EventLog
-from streaming.store import ParameterStore
 from streaming.token import MODES
 
 _LOST = len(OUTCOMES) + DECISIONS.index("decisions_lost")
@@ -54,16 +53,25 @@ _V, _BORROWED = 0, 8  # places in the header of a banker's state (bandits.banker
 SILENT_MS = 3_000
 
 
-def render(host: HostFile, replica: Replica, log: EventLog, store: ParameterStore, now_ms: int) -> bytes:
+@dataclass
+class Figures:
+    """What was last seen of log and store: a scrape asks neither. `ends` are the shards'."""
+
+    ends: list[int]
+    log_bytes: int = 0
+    store_bytes: int = 0
+
+
+def render(host: HostFile, replica: Replica, figures: Figures, now_ms: int) -> bytes:
     """The text of one scrape."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(host, replica, log, store, now_ms))
+    registry.register(_Scrape(host, replica, figures, now_ms))
     return generate_latest(registry)
 
 
 class _Scrape(Collector):
-    def __init__(self, host: HostFile, replica: Replica, log: EventLog, store: ParameterStore, now_ms: int) -> None:
-        self._host, self._replica, self._log, self._store, self._now_ms = host, replica, log, store, now_ms
+    def __init__(self, host: HostFile, replica: Replica, figures: Figures, now_ms: int) -> None:
+        self._host, self._replica, self._figures, self._now_ms = host, replica, figures, now_ms
         self._rows = [host.row(worker) for worker in range(host.rows)]
         entries = replica.catalog.entries
         found = [(entry.name, replica.policy(entry.name)) for entry in entries]
@@ -145,7 +153,7 @@ class _Scrape(Collector):
             labels=("shard",),
         )
         for number, shard in enumerate(self._replica.shards):
-            behind = max(0, self._log.bounds(number)[1] - shard.head)
+            behind = max(0, self._figures.ends[number] - shard.head)
             age = (self._now_ms - shard.log_time_ms) / 1000 if behind and shard.log_time_ms else 0.0
             lag.add_metric((str(number),), behind)
             stale.add_metric((str(number),), max(0.0, age))
@@ -160,8 +168,8 @@ class _Scrape(Collector):
         yield CounterMetricFamily(
             "croupier_replica_reloads", "Shards read anew because the feed did not join.", value=self._replica.reloads
         )
-        yield GaugeMetricFamily("croupier_log_bytes", "Size of the event log.", value=self._log.size_bytes())
-        yield GaugeMetricFamily("croupier_store_bytes", "Size of the parameter store.", value=self._store.size_bytes())
+        yield GaugeMetricFamily("croupier_log_bytes", "Size of the event log.", value=self._figures.log_bytes)
+        yield GaugeMetricFamily("croupier_store_bytes", "Size of the parameter store.", value=self._figures.store_bytes)
 
     def _learned(self) -> Iterator[Metric]:
         banks = GaugeMetricFamily("croupier_banks", "Banks, the shared one included.", labels=("policy",))
@@ -222,8 +230,9 @@ class _Scrape(Collector):
             "log": self._host[shared.LOG] != shared.AWAY,
             "store": self._host[shared.STORE] != shared.AWAY,
             "agent": True,
-            "learner": self._now_ms - self._host[shared.LEARNER_BEAT] < SILENT_MS,
         }
+        if not self._host[shared.APART]:
+            parts["learner"] = self._now_ms - self._host[shared.LEARNER_BEAT] < SILENT_MS
         for part, there in parts.items():
             up.add_metric((part,), int(there))
         yield up

@@ -7,6 +7,7 @@ Shards apply a control record at their own pace. A policy's entry in the catalog
 version of it; until then the former one stands, and what shards learn for tables of another shape waits.
 """
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,10 @@ class ShardImage:
 
 
 class Replica:
-    """Follows the store and publishes. `poll` and everything else is called from one thread."""
+    """Follows the store and publishes. `load`, `poll` and `sweep` are called from one thread.
+
+    Others that read what it holds take `lock` for that time; it is not held while shards are read from the store.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Replica:
         self._host = host
         self._folder = folder
         self._clock = clock
+        self.lock = threading.Lock()
         self.shards = [ShardImage() for _ in range(manifest.shards)]
         self.tables: dict[int, Table] = {}
         self._entries: dict[str, Entry] = {}  # as in the catalog
@@ -73,7 +78,8 @@ class Replica:
         for number in range(len(self.shards)):
             self._reload(number)
         self._wait_until_ms = self._clock() + LOAD_WAIT_MS
-        self._publish()
+        with self.lock:
+            self._publish()
 
     def poll(self) -> int:
         """Applies what was committed since the last call; returns the number of commits."""
@@ -90,22 +96,25 @@ class Replica:
                 applied += 1
                 continue
             before = shard.control.applied
-            self._apply(number, commits)
+            with self.lock:
+                self._apply(number, commits)
             now_ms = self._clock()
             for commit in commits:
                 self._host.visible(max(0, now_ms - commit.first_time_ms) / 1000)
             applied += len(commits)
             control |= shard.control.applied != before
         if control or self._behind or not self._published:
-            self._publish()
+            with self.lock:
+                self._publish()
         return applied
 
     def sweep(self) -> None:
         """Lets time pass for policies that forget."""
         now_ms = self._clock()
-        for table in self.tables.values():
-            if isinstance(table, DiagTable) and table.entry.number not in self._behind:
-                table.sweep(self._states, now_ms)
+        with self.lock:
+            for table in self.tables.values():
+                if isinstance(table, DiagTable) and table.entry.number not in self._behind:
+                    table.sweep(self._states, now_ms)
 
     def policy(self, name: str) -> Policy | None:
         """The policy as all shards have it, and the catalog shows it."""
@@ -122,15 +131,17 @@ class Replica:
     def _reload(self, number: int) -> None:
         """One shard from the store; its tables are written anew."""
         image = self._store.load(number)
-        shard = self.shards[number] = ShardImage()
+        shard = ShardImage()
         shard.state.load(image.parts.values(), [commit.delta for commit in image.deltas])
         shard.last, shard.head = image.last
         if "control" in shard.state:
             shard.control = ControlState.decode(shard.state["control"].tobytes())
         if image.deltas:
             shard.log_time_ms = image.deltas[-1].log_time_ms
-        for policy in shard.control.policies.values():
-            self._write(number, policy.number, {"edges": ALL_ROWS, "banks": ALL_ROWS})
+        with self.lock:
+            self.shards[number] = shard
+            for policy in shard.control.policies.values():
+                self._write(number, policy.number, {"edges": ALL_ROWS, "banks": ALL_ROWS})
 
     def _apply(self, number: int, commits: list[Commit]) -> None:
         shard = self.shards[number]

@@ -8,6 +8,7 @@ All lie in the run folder (/dev/shm/croupier-ID, see `RunFolder`). Each region h
                     6 log, 7 store: 0 not tried yet, 1 there, 2 away
                     8 log time of the oldest thing not learned yet, ms; 0: all is learned
         supervisor  9 draining      10, 11, 12 restarts of workers, agent, learner
+                   40 1: learners run elsewhere
         learner    13 pid          14 heartbeat, ms
         agent      16 acknowledgement to visible: a count per bucket of VISIBLE_S and one beyond, then the sum, us
       row of worker i, at HEADER + i * ROW
@@ -48,6 +49,7 @@ LAYOUT = 1
     WORKER_RESTARTS, AGENT_RESTARTS, LEARNER_RESTARTS, LEARNER_PID, LEARNER_BEAT, LOG_TIME,
 ) = range(16)  # fmt: skip
 THERE, AWAY = 1, 2
+APART = 40
 VISIBLE = 16
 VISIBLE_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 HEADER = 64
@@ -82,7 +84,7 @@ SPAN = len(LATENCY_S) + 2  # words of one latency histogram
 DECISIONS = REQUESTS + len(ROUTES) * len(OUTCOMES) * SPAN
 POLICIES = 256
 ROW = (DECISIONS + 4 * POLICIES + 7) // 8 * 8
-assert VISIBLE + len(VISIBLE_S) + 2 <= HEADER
+assert VISIBLE + len(VISIBLE_S) + 2 <= APART < HEADER
 
 _ROUTE = {name: place for place, name in enumerate(ROUTES)}
 _OUTCOME = {name: place for place, name in enumerate(OUTCOMES)}
@@ -280,15 +282,17 @@ class HostFile:
         self.rows = self.words[_ROWS]
 
     @classmethod
-    def create(cls, folder: RunFolder, workers: int) -> "HostFile":
-        """A new host file, all counters 0."""
+    def create(cls, folder: RunFolder, workers: int, apart: bool = False) -> "HostFile":
+        """A new host file, all counters 0. `apart`: learners run elsewhere."""
         handle = os.open(folder.host, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(handle, 0, 8 * (HEADER + workers * ROW))
             os.pwrite(handle, b"".join(n.to_bytes(8, "little") for n in (MAGIC, LAYOUT, workers)), 0)
         finally:
             os.close(handle)
-        return cls(folder.host)
+        host = cls(folder.host)
+        host[APART] = int(apart)
+        return host
 
     def __getitem__(self, place: int) -> int:
         return self.words[place]

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -11,8 +12,21 @@ import pytest
 from bandits.graph import Graph
 from server.agent import Agent
 from server.errors import Problem
-from server.shared import AWAY, BEAT, GENERATION, LOG, PID, SEEN, THERE, HostFile, RunFolder
-from server.writer import Writer
+from server.shared import (
+    AGENT_BEAT,
+    AWAY,
+    BEAT,
+    BEHIND_SINCE,
+    GENERATION,
+    LOG,
+    PID,
+    SEEN,
+    STORE,
+    THERE,
+    HostFile,
+    RunFolder,
+)
+from server.writer import FRAME_BYTES_MAX, InDoubt, Writer
 from streaming import events
 from streaming.control import (
     DIAG_LINUCB,
@@ -231,12 +245,89 @@ def test_a_huge_batch_is_several_records(parts: Parts) -> None:
     big = event(1) * 20_000
     for _ in range(3):
         writer.submit([(0, 20_000, big)], told.append)
+    bulk = [events.segment(9, n, "s" * (n % 60)) for n in range(100_000)]  # a part of one shard that is too long
+    writer.submit([(1, len(bulk), b"".join(bulk))], told.append)
     parts.log.hold.set()
-    wait_for(lambda: len(told) == 4)
+    wait_for(lambda: len(told) == 5)
     writer.stop()
-    sizes = [len(data) for batches in parts.log.appends for _, data in batches]
-    assert sum(sizes) > 2 << 20
-    assert max(sizes) < 2 << 20
+    frames = [(shard, data) for batches in parts.log.appends for shard, data in batches]
+    assert max(len(data) for _, data in frames) <= FRAME_BYTES_MAX + events.FRAME_SIZE
+    assert len(frames) < 20
+    assert b"".join(data[events.FRAME_SIZE :] for shard, data in frames if shard == 1) == b"".join(bulk)
+    counts = [int.from_bytes(data[8:12], "little") for shard, data in frames if shard == 1]
+    assert sum(counts) == len(bulk)
+    for count, (_, data) in zip(counts, [each for each in frames if each[0] == 1], strict=True):
+        assert data == events.frame_of(count, data[events.FRAME_SIZE :])
+
+
+def test_while_an_append_takes_long_to_fail_the_next_are_refused_at_once(parts: Parts) -> None:
+    """As with a Kafka that is away: only the first has to wait."""
+    writer = Writer(parts.log, parts.host, whole=False)  # type: ignore[arg-type]
+    writer.start()
+    first: list[Exception | None] = []
+    waiting: list[Exception | None] = []
+    parts.log.hold.clear()
+    parts.log.fault = LogUnavailable("no broker answers")
+    writer.submit([(0, 1, event(1))], first.append)
+    wait_for(lambda: not writer._queue)
+    writer.submit([(0, 1, event(2))], waiting.append)
+    writer.submit([(0, 1, event(3))], first.append, keep=True)
+    parts.log.hold.set()
+    wait_for(lambda: len(first) == 1)
+    wait_for(lambda: len(waiting) == 1)
+    assert isinstance(first[0], InDoubt)  # it may be there; what never left is not
+    assert not isinstance(waiting[0], InDoubt)
+    parts.log.hold.clear()  # from here on an append hangs, the one that finds out as well
+    for n in range(3):
+        began = time.monotonic()
+        with pytest.raises(LogUnavailable, match="no broker answers"):
+            writer.append([(0, event(n))])
+        assert time.monotonic() - began < 1
+    parts.log.fault = None
+    parts.log.hold.set()
+    wait_for(lambda: first[1:] == [None])  # the decision, though nobody asked for anything
+    assert parts.host[LOG] == THERE
+    assert writer.append([(1, b"x"), (0, b"y")])[0] == (parts.log.bounds(1)[1] - 1, ANY)  # type: ignore[operator]
+    writer.stop()
+
+
+def test_a_log_that_somebody_saw_away_is_found_again_with_nothing_to_append(parts: Parts) -> None:
+    writer = Writer(parts.log, parts.host)  # type: ignore[arg-type]
+    writer.start()
+    parts.log.fault = LogUnavailable("no broker answers")
+    writer.suspect(LogUnavailable("no broker answers"))
+    assert parts.host[LOG] == AWAY
+    time.sleep(0.05)
+    parts.log.fault = None
+    wait_for(lambda: parts.host[LOG] == THERE)
+    assert parts.log.appends == [[(0, events.frame([])), (1, events.frame([]))]]
+    assert writer.append([(0, event(1))])
+    writer.stop()
+
+
+def test_a_store_that_hangs_holds_up_neither_metrics_nor_feedback_nor_the_heart(parts: Parts) -> None:
+    agent = parts.agent()
+    agent.control(to_json(BANK))
+    hold, real = threading.Event(), parts.store.lasts
+
+    def lasts() -> list[tuple[bytes, int]]:
+        hold.wait(30)
+        return real()
+
+    parts.store.lasts = lasts  # type: ignore[method-assign]
+    try:
+        wait_for(lambda: parts.host[STORE] == AWAY)
+        began = time.monotonic()
+        assert b'croupier_up{part="store"} 0.0' in agent.metrics()
+        agent.writer.append([(0, events.frame([]))])
+        assert [arm.id for arm in agent.arms("h", "all", 1, 0).arms] == ["a"]
+        assert time.monotonic() - began < 1
+        assert time.time_ns() // 1_000_000 - parts.host[AGENT_BEAT] < 2_000
+        assert parts.host[BEHIND_SINCE] == 0 or time.time_ns() // 1_000_000 - parts.host[BEHIND_SINCE] < 10_000
+    finally:
+        hold.set()
+        parts.store.lasts = real  # type: ignore[method-assign]
+    wait_for(lambda: parts.host[STORE] == THERE)
 
 
 # ---------------------------------------------------------------------------------------------------------- control
@@ -310,10 +401,11 @@ def test_control_while_the_log_is_away(parts: Parts) -> None:
         agent.control(to_json(BANK))
     assert caught.value.status == 503
     parts.log.fault = None
+    wait_for(lambda: parts.host[LOG] == THERE)
     assert agent.control(to_json(BANK)).number == 2
 
 
-def test_pointers_that_a_crash_left_out_are_appended_at_the_next_start(parts: Parts) -> None:
+def test_copies_that_a_crash_left_out_are_appended_by_who_sees_it(parts: Parts) -> None:
     agent = parts.agent()
     agent.control(to_json(BANK))
     agent.close()
@@ -321,8 +413,8 @@ def test_pointers_that_a_crash_left_out_are_appended_at_the_next_start(parts: Pa
     parts.log.append([(CONTROL, frame) for _, frame in left])
     parts.log.append([(0, left[0][1])])  # shard 0 got one of two, shard 1 none
     agent = parts.agent()
-    numbers = [[n for n, _ in parts.records(shard)] for shard in range(SHARDS)]
-    assert numbers == [[1, 2, 3, 4]] * 2
+    wait_for(lambda: [shard.control.applied for shard in agent.replica.shards] == [4, 4])
+    assert [n for n, _ in parts.records(1)] == [1, 2, 3, 4]
     assert agent.control(to_json(ItemPut("h", "item 5"))).number == 5
     control = agent.replica.shards[1].control
     assert [item.id for item in control.policies["h"].items] == ["a", "b", "item 3", "item 4", "item 5"]
@@ -370,4 +462,4 @@ def test_control_states_agree_between_agent_and_shards(parts: Parts) -> None:
     agent = parts.agent()
     for record in (BANK, ItemPut("h", "c"), ItemDelete("h", "a"), ItemPut("h", "b", True)):
         agent.control(to_json(record))
-    assert ControlState.decode(agent._control.encode()) == agent.replica.shards[0].control
+    assert ControlState.decode(agent.control_log.state.encode()) == agent.replica.shards[0].control

@@ -16,7 +16,8 @@ BANK = PolicySpec("banker")
 
 
 def scrape(host: Host) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = metrics.render(host.host, host.replica, host.log, host.store, host.now_ms).decode()
+    figures = metrics.Figures(host.log.ends()[:-1], host.log.size_bytes(), host.store.size_bytes())
+    text = metrics.render(host.host, host.replica, figures, host.now_ms).decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -151,3 +152,11 @@ def test_every_metric_stands_in_the_modules_table(host: Host) -> None:
         for suffix in ("_bucket", "_count", "_sum", "_created"):
             base = base.removesuffix(suffix)
         assert any(base == each or base in each for each in documented), name
+
+
+def test_learners_that_run_elsewhere_are_no_part_of_this_server(host: Host) -> None:
+    assert value(scrape(host), "croupier_up", part="learner") == 0
+    host.host[shared.APART] = 1
+    assert {key[1] for key in scrape(host) if key[0] == "croupier_up"} == {
+        (("part", part),) for part in ("log", "store", "agent")
+    }
