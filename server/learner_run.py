@@ -1,0 +1,107 @@
+"""A learner process from its URLs: opens everything, waiting for what is away, learns, and leaves the group."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from server.learner_loop import LearnerLoop
+from server.learner_metrics import LearnerMetrics
+from server.settings import Settings
+from streaming.errors import LogUnavailable, StoreUnavailable
+from streaming.log import EventLog, open_log
+from streaming.place import Place, checked_manifest, masked
+from streaming.store import ParameterStore, open_store
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+RETRY_S = 1.0
+FINISH_S = 3.0
+
+
+def run(place: Place, settings: Settings, host: str, port: int, session_s: float | None, stop: threading.Event) -> None:
+    """Learns until `stop`. Raises ValueError for a URL that cannot be, OSError, or StreamingError if waiting is vain."""
+    from streaming.log.kafka_group import Membership
+
+    metrics = LearnerMetrics()
+    with contextlib.ExitStack() as stack:
+        server, bound = metrics.serve(host, port)
+        stack.callback(_end, server)
+        log.info("metrics on http://%s:%d/metrics", host, bound)
+        event_log = _wait(lambda: open_log(place.log), stop)
+        if event_log is None:
+            return
+        stack.callback(event_log.close)
+        store = _wait(lambda: open_store(place.store), stop)
+        if store is None:
+            return
+        stack.callback(store.close)
+        _wait(lambda: _belong(place, event_log, store), stop)
+        _warm()
+        if stop.is_set():
+            return
+        membership = Membership(grouped(place.log, session_s))
+        stack.callback(membership.close)
+        loop = metrics.loop = LearnerLoop(
+            event_log,
+            store,
+            None,
+            settings.learner_poll_ms / 1000,
+            settings.snapshot_interval_s,
+            settings.keep_snapshots,
+            FINISH_S,
+            membership=membership,
+            trims=True,
+        )
+        loop.stop = stop
+        watching = metrics.watch(event_log, stop)
+        log.info("learning from %s into %s", masked(place.log), masked(place.store))
+        loop.run()
+        stop.set()
+        watching.join(5.0)
+
+
+def grouped(url: str, session_s: float | None) -> str:
+    """The log's URL with the group's session timeout.
+
+    >>> grouped("kafka://h1:9092/shop", 10)
+    'kafka://h1:9092/shop?session_timeout_ms=10000'
+    """
+    if session_s is None:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}session_timeout_ms={round(1000 * session_s)}"
+
+
+def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> bool:
+    """Raises LayoutMismatch where the store is another log's, StoreUnavailable before a server has made it."""
+    if store.manifest() is None:
+        raise StoreUnavailable(f"the store {masked(place.store)} is empty: `croupier serve {place.options}` makes it")
+    checked_manifest(place, event_log, store)
+    return True
+
+
+def _warm() -> None:
+    """Compiles the usual kernels, or loads them from their cache, before shards are asked for."""
+    from server.warm import warm_up
+
+    warm_up()
+
+
+def _wait(what: Callable[[], T], stop: threading.Event) -> T | None:
+    """What it returns, once log and store are there; None where it was told to stop."""
+    said = ""
+    while not stop.is_set():
+        try:
+            return what()
+        except (LogUnavailable, StoreUnavailable) as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("the learner waits: %s", said)
+            stop.wait(RETRY_S)
+    return None
+
+
+def _end(server: Any) -> None:
+    server.shutdown()
+    server.server_close()
