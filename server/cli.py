@@ -11,6 +11,7 @@ import click
 COMMANDS = {
     "serve": ("serve", "Run a server: HTTP in, choices out, rewards learned."),
     "router": ("router", "Take rewards that others send to a Kafka topic into the event log."),
+    "learner": ("learner", "Learn from a Kafka log into a Redis store; any number share the shards."),
     "demo": ("demo", "See it learn: a server, a small world, simulated users."),
     "policy": ("policy", "Make, show, change and delete the policies of a running server."),
     "graph": ("graph", "Build the graph that a diag-linucb policy needs."),
