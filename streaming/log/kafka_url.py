@@ -202,7 +202,7 @@ def kafka_consumer(at: KafkaUrl, **ours: Any) -> Any:
 
     usual = {"enable_auto_commit": False, "auto_offset_reset": "none", "fetch_max_wait_ms": 50}
     with asking(at, "connect"):
-        return KafkaConsumer(**client_settings(at, KafkaConsumer.DEFAULT_CONFIG, usual | ours))
+        return _made(KafkaConsumer, client_settings(at, KafkaConsumer.DEFAULT_CONFIG, usual | ours))
 
 
 def kafka_producer(at: KafkaUrl, **ours: Any) -> Any:
@@ -221,7 +221,7 @@ def kafka_producer(at: KafkaUrl, **ours: Any) -> Any:
         "request_timeout_ms": wait_ms - 500,
     }
     with asking(at, "connect"):
-        return KafkaProducer(**client_settings(at, KafkaProducer.DEFAULT_CONFIG, usual | ours))
+        return _made(KafkaProducer, client_settings(at, KafkaProducer.DEFAULT_CONFIG, usual | ours))
 
 
 def kafka_admin(at: KafkaUrl) -> Any:
@@ -229,7 +229,26 @@ def kafka_admin(at: KafkaUrl) -> Any:
     from kafka import KafkaAdminClient
 
     with asking(at, "connect"):
-        return KafkaAdminClient(**client_settings(at, KafkaAdminClient.DEFAULT_CONFIG, {}))
+        return _made(KafkaAdminClient, client_settings(at, KafkaAdminClient.DEFAULT_CONFIG, {}))
+
+
+def _made(kind: Any, settings: dict[str, Any]) -> Any:
+    """A client; when it cannot be made, nothing of it stays (by itself its thread would dial on for ever)."""
+    from kafka.net.compat import KafkaNetClient
+
+    networks: list[Any] = []
+
+    def network(**configs: Any) -> Any:
+        networks.append(KafkaNetClient(**configs))
+        return networks[-1]
+
+    try:
+        return kind(kafka_client=network, **settings)
+    except BaseException:
+        for each in networks:
+            with contextlib.suppress(Exception):
+                each.close()
+        raise
 
 
 @contextlib.contextmanager
