@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,11 +18,12 @@ from streaming.store import ParameterStore, open_store
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 RETRY_S = 1.0
+SAY_AGAIN_S = 15.0
 FINISH_S = 3.0
 
 
 def run(place: Place, settings: Settings, host: str, port: int, session_s: float | None, stop: threading.Event) -> None:
-    """Learns until `stop`. Raises ValueError for a URL that cannot be, OSError, or StreamingError if waiting is vain."""
+    """Learns until `stop`. Raises ValueError for a URL that cannot be, OSError, StreamingError if waiting is vain."""
     from streaming.log.kafka_group import Membership
 
     metrics = LearnerMetrics()
@@ -90,13 +92,13 @@ def _warm() -> None:
 
 def _wait(what: Callable[[], T], stop: threading.Event) -> T | None:
     """What it returns, once log and store are there; None where it was told to stop."""
-    said = ""
+    said, again_at = "", 0.0
     while not stop.is_set():
         try:
             return what()
         except (LogUnavailable, StoreUnavailable) as error:
-            if str(error) != said:
-                said = str(error)
+            if str(error) != said or time.monotonic() >= again_at:
+                said, again_at = str(error), time.monotonic() + SAY_AGAIN_S
                 log.warning("the learner waits: %s", said)
             stop.wait(RETRY_S)
     return None
