@@ -73,6 +73,7 @@ class Learner:
         self._commit_id = commit_id
         self._fold_at = fold_at
         self._last = b""
+        self._base = b""  # the commit that the store's base is as of
         self._pending: Commit | None = None
         self._unfolded_bytes = 0
         self._unfolded = 0
@@ -110,7 +111,7 @@ class Learner:
             raise Trimmed(self.number, head, start)
         self.shard = Shard(self.number, self.log.shards, state, self.store.get_blob)
         self.counts.loads += 1
-        self._last, self.head = commit_id, head
+        self._base, self._last, self.head = image.commit_id, commit_id, head
         self._unfolded = len(image.deltas)
         sizes = [len(commit.delta) for commit in image.deltas]
         self._unfolded_bytes = sum(sizes)
@@ -192,11 +193,11 @@ class Learner:
         shard, self.shard = self.shard, None  # what take_parts gives is given once: a failure must reload
         parts, gone = shard.state.take_parts()
         try:
-            self.store.fold(self.number, self._last, parts, gone, self._keep())
+            self.store.fold(self.number, self._last, parts, gone, self._keep(), self._base)
         except StaleCommit:
             self._refused()
             raise
-        self.shard = shard
+        self.shard, self._base = shard, self._last
         self.counts.folds += 1
         self._unfolded = self._unfolded_bytes = 0
 

@@ -135,11 +135,19 @@ class ParameterStore(Protocol):
         """
 
     def fold(
-        self, shard: int, commit_id: bytes, parts: dict[str, bytes], drop: Iterable[str] = (), keep: int = 1000
+        self,
+        shard: int,
+        commit_id: bytes,
+        parts: dict[str, bytes],
+        drop: Iterable[str] = (),
+        keep: int = 1000,
+        base: bytes | None = None,
     ) -> None:
         """Write these parts into the base as of `commit_id`, which must be the last id (else StaleCommit).
 
         Parts neither given nor dropped stay as they are. The stream keeps its last `keep` commits for followers.
+        `base`: the commit as of which the base is, since which `parts` are all that changed. StaleCommit where it is
+        another: a failover may lose a fold and keep the commits after it.
         """
 
     def put_blob(self, data: bytes) -> str:

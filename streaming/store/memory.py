@@ -91,13 +91,21 @@ class MemoryStore:
             return None
 
     def fold(
-        self, shard: int, commit_id: bytes, parts: dict[str, bytes], drop: Iterable[str] = (), keep: int = 1000
+        self,
+        shard: int,
+        commit_id: bytes,
+        parts: dict[str, bytes],
+        drop: Iterable[str] = (),
+        keep: int = 1000,
+        base: bytes | None = None,
     ) -> None:
         """See `ParameterStore.fold`."""
         with self._lock:
             s = self._shard(shard)
             if s.last_id != commit_id:
                 raise StaleCommit(shard, commit_id, s.last_id)
+            if base is not None and s.base_id != base:
+                raise StaleCommit(shard, base, s.base_id)
             for name in drop:
                 s.parts.pop(name, None)
             s.parts.update(parts)

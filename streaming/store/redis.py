@@ -15,7 +15,8 @@ Whoever reads position B first, then the parts, then the stream from B on, has a
 whichever parts it saw. If a fold ends meanwhile and trims what it needed, the stream no longer joins B, and it reads
 again. If a failover comes between, a part may be as of a commit that was lost; it names its head, a shard's state is a
 function of the head, and a reader whose stream ends before that head reads again. The same holds for a fold that
-crashed: the next learner writes all parts that changed since B.
+crashed: the next learner writes all parts that changed since B. A failover may also lose a fold that had ended, while
+the commits stay; the learner, who has not loaded again, would then write too few parts, so it names the base it means.
 """
 
 import hashlib
@@ -166,7 +167,13 @@ class RedisStore:
         return [commit for _, commit in commits]
 
     def fold(
-        self, shard: int, commit_id: bytes, parts: dict[str, bytes], drop: Iterable[str] = (), keep: int = 1000
+        self,
+        shard: int,
+        commit_id: bytes,
+        parts: dict[str, bytes],
+        drop: Iterable[str] = (),
+        keep: int = 1000,
+        base: bytes | None = None,
     ) -> None:
         """See `ParameterStore.fold`."""
         keys = self._shard(shard)
@@ -179,8 +186,8 @@ class RedisStore:
             if mark is None:
                 continue
             end = [keys.last, keys.folding, keys.parts, keys.base, keys.stream, *map(keys.part, gone)]
-            found = self._link.run(_FOLD_END, end, [commit_id, mark, keep, *gone])
-            if self._accepted(shard, commit_id, found):
+            found = self._link.run(_FOLD_END, end, [commit_id, mark, keep, base or b"", *gone])
+            if self._accepted(shard, base or commit_id, found):
                 return
         raise StoreUnavailable(
             f"{self._link.address} lost pieces of a fold of shard {shard}, as a failover does: try again"

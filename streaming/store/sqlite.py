@@ -178,13 +178,21 @@ class SqliteStore:
             return None if key is None else self._stream(con, shard, key - _key(shard, 0))
 
     def fold(
-        self, shard: int, commit_id: bytes, parts: dict[str, bytes], drop: Iterable[str] = (), keep: int = 1000
+        self,
+        shard: int,
+        commit_id: bytes,
+        parts: dict[str, bytes],
+        drop: Iterable[str] = (),
+        keep: int = 1000,
+        base: bytes | None = None,
     ) -> None:
         """See `ParameterStore.fold`."""
         with self._file.writing("NORMAL", sum(map(len, parts.values()))) as con:
-            last_id, seq = self._shard(con, "last_id, seq", shard)
+            last_id, seq, base_id = self._shard(con, "last_id, seq, base_id", shard)
             if last_id != commit_id:
                 raise StaleCommit(shard, commit_id, last_id)
+            if base is not None and base_id != base:
+                raise StaleCommit(shard, base, base_id)
             for part in {*drop, *parts}:
                 key = (shard, part)
                 old = con.execute("SELECT chunk FROM base WHERE shard = ? AND part = ?", key).fetchall()

@@ -211,6 +211,18 @@ def test_a_fold_of_another_state_than_the_last_is_refused(store):
     assert store.load(0) == Image(NOTHING, 0, {}, steps(1, 2))
 
 
+def test_a_fold_on_another_base_than_the_store_s_is_refused(store):
+    fill(store, 0, 2)
+    store.fold(0, commit_id(2), {"a": b"1"}, base=NOTHING)
+    store.commit(0, step(3))
+    with pytest.raises(StaleCommit) as caught:
+        store.fold(0, commit_id(3), {"b": b"2"}, base=commit_id(1))
+    assert (caught.value.expected, caught.value.last) == (commit_id(1), commit_id(2))
+    assert store.load(0).commit_id == commit_id(2)
+    store.fold(0, commit_id(3), {"b": b"2"}, base=commit_id(2))
+    assert store.load(0) == Image(commit_id(3), 30, {"a": b"1", "b": b"2"}, [])
+
+
 def test_a_shard_without_commits_can_be_folded(store):
     store.fold(0, NOTHING, {"a": b"1"})
     assert store.load(0) == Image(NOTHING, 0, {"a": b"1"}, [])
