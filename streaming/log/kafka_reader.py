@@ -31,7 +31,7 @@ AHEAD_TOTAL_BYTES = 128 << 20
 """With many partitions each may hold less, but 1 MiB at least."""
 FETCH_BYTES = 4 << 20
 """Asked for at once from a partition."""
-POLL_S = 0.02
+POLL_S = 0.05
 """A poll without a reason costs as much as a hundred looks at the buffers, so it is made this seldom."""
 QUIET_S = 1.0
 """After this long without a record the brokers are asked whether they are there."""
