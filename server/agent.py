@@ -22,11 +22,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 
 from bandits.graph import Graph, GraphError
-from server import errors, metrics
+from server import errors, metrics, restore
 from server.control_log import ControlLog
 from server.engine import ControlResult
 from server.inspect import arms_page
@@ -326,5 +327,7 @@ class Agent:
             "put_blob": self.put_blob,
             "arms": self.arms,
             "metrics": self.metrics,
+            "snapshots": partial(restore.snapshots, self),
+            "restore": partial(restore.restore, self),
         }
         return msgspec.msgpack.encode(calls[method](*args))

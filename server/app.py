@@ -15,12 +15,12 @@ from starlette.responses import HTMLResponse, Response
 from server import errors, pages
 from server.engine import Engine
 from server.openapi import document
-from server.routes import feedback, graph, health, items, policies, recommend
+from server.routes import feedback, graph, health, items, policies, recommend, snapshots
 from server.routes.common import Counted, Service, problem_response
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-ROUTERS = (recommend, feedback, policies, graph, items, health)
+ROUTERS = (recommend, feedback, policies, graph, items, snapshots, health)
 TITLES = {404: "Not found", 405: "Method not allowed"}
 
 

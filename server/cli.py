@@ -14,6 +14,8 @@ COMMANDS = {
     "learner": ("learner", "Learn from a Kafka log into a Redis store; any number share the shards."),
     "demo": ("demo", "See it learn: a server, a small world, simulated users."),
     "policy": ("policy", "Make, show, change and delete the policies of a running server."),
+    "snapshot": ("snapshot", "Keep what a running server has learned, under a label."),
+    "restore": ("snapshot", "Put what a policy has learned back to a snapshot."),
     "graph": ("graph", "Build the graph that a diag-linucb policy needs."),
     "evaluate": ("evaluate", "Compare policies on real and simulated problems, no server needed."),
     "replay": ("data", "Check that the parameters are what the log says, bit for bit."),

@@ -33,7 +33,17 @@ from typing import Protocol
 import msgspec
 
 from bandits.graph import Graph
-from server.schemas import Arms, Decision, FeedbackRow, GraphInfo, ItemInfo, RecommendRequest, Status, Verdict
+from server.schemas import (
+    Arms,
+    Decision,
+    FeedbackRow,
+    GraphInfo,
+    ItemInfo,
+    RecommendRequest,
+    SnapshotAnswer,
+    Status,
+    Verdict,
+)
 from streaming.control import ControlRecord, PolicySpec
 
 
@@ -101,6 +111,14 @@ class Engine(Protocol):
 
     async def arms(self, policy: str, segment: str, limit: int, offset: int) -> Arms:
         """A page of arms in item order; 404 for a segment that has no bank. Diag-linucb: over an item's edges."""
+        ...
+
+    async def snapshots(self) -> list[SnapshotAnswer]:
+        """The snapshots with a label."""
+        ...
+
+    async def restore(self, policy: str, label: str) -> ControlResult:
+        """Put a policy's parameters back to a snapshot: 404, or 409 where that cannot be."""
         ...
 
     def status(self) -> Status:

@@ -76,6 +76,11 @@ def unknown_item(policy: str, item: str, field: str = "item") -> Problem:
     return Problem(404, "Unknown item", detail, field)
 
 
+def unknown_snapshot(label: str) -> Problem:
+    detail = f"There is no snapshot {shown(label)}; GET /v1/snapshots lists them."
+    return Problem(404, "Unknown snapshot", detail, "label")
+
+
 def no_graph(policy: str) -> Problem:
     detail = f"Policy {shown(policy)} has no graph yet; PUT one (npz) to /v1/policies/{policy}/graph."
     return Problem(409, "No graph yet", detail, "policy")

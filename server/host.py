@@ -18,7 +18,7 @@ from server.engine import ControlResult, PolicyInfo
 from server.feedback import judge
 from server.outbox import Outbox, pack
 from server.recommender import Recommender
-from server.schemas import Arms, Decision, FeedbackRow, ItemInfo, RecommendRequest, Status, Verdict
+from server.schemas import Arms, Decision, FeedbackRow, ItemInfo, RecommendRequest, SnapshotAnswer, Status, Verdict
 from server.shared import (
     AGENT_BEAT,
     APART,
@@ -43,6 +43,7 @@ TICK_S = 0.02
 SILENT_MS = 3_000  # without a sign of life for so long, a process is said to be away
 STALE_MS = 5_000
 _ARMS = msgspec.msgpack.Decoder(Arms)
+_SNAPSHOTS = msgspec.msgpack.Decoder(list[SnapshotAnswer])
 _RESULT = msgspec.msgpack.Decoder(ControlResult)
 _TEXT = msgspec.msgpack.Decoder(str)
 _BYTES = msgspec.msgpack.Decoder(bytes)
@@ -167,6 +168,14 @@ class HostEngine:
         """See `Engine.arms`."""
         self.views.view(policy)
         return _ARMS.decode(await self.channel.call("arms", policy, segment, limit, offset))
+
+    async def snapshots(self) -> list[SnapshotAnswer]:
+        """See `Engine.snapshots`."""
+        return _SNAPSHOTS.decode(await self.channel.call("snapshots"))
+
+    async def restore(self, policy: str, label: str) -> ControlResult:
+        """See `Engine.restore`."""
+        return _RESULT.decode(await self.channel.call("restore", policy, label))
 
     def status(self) -> Status:
         """See `Engine.status`."""

@@ -25,6 +25,7 @@ TAGS = [
     {"name": "policies", "description": "How items are chosen and rewards learned."},
     {"name": "items", "description": "What there is to choose from, and what is known about it."},
     {"name": "graph", "description": "Which items a diag-linucb policy shows to which users."},
+    {"name": "snapshots", "description": "Keep what has been learned, and go back to it."},
     {"name": "operations", "description": "Health and metrics."},
 ]
 REF = "#/components/schemas/{name}"

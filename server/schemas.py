@@ -263,6 +263,20 @@ class Changed(msgspec.Struct, frozen=True):
     ]
 
 
+class SnapshotAnswer(msgspec.Struct, frozen=True):
+    """A snapshot that is kept under a label."""
+
+    label: Annotated[str, Meta(description="Its label.", examples=["before-sale"])]
+    version: Annotated[int, Meta(description="Number of the change that asked for it.", examples=[7])]
+    copies: Annotated[int, Meta(description="Shards that have made their copy.", examples=[4])]
+    shards: Annotated[int, Meta(description="Shards there are.", examples=[4])]
+    complete: Annotated[bool, Meta(description="Every shard has made its copy: it can be restored.", examples=[True])]
+    time_ms: Annotated[
+        int | None, Meta(description="Log time of the newest copy, ms since the epoch.", examples=[1763800000000])
+    ]
+    size_bytes: Annotated[int, Meta(description="What the copies take in the store.", examples=[1048576])]
+
+
 class ItemPutBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An item to add, or to pause. A diag-linucb item needs an embedding or clusters when it is new."""
 

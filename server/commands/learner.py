@@ -13,8 +13,8 @@ from server.settings import LOG_LEVELS, Settings, SettingsError, environment
 
 
 @click.command()
-@click.option("--log", "log_url", metavar="URL", envvar="CROUPIER_LOG", help="The event log (kafka://...).")
-@click.option("--store", "store_url", metavar="URL", envvar="CROUPIER_STORE", help="The parameter store (redis://...).")
+@click.option("--log", metavar="URL", default=None, help="The event log (kafka://...), or CROUPIER_LOG.")
+@click.option("--store", metavar="URL", default=None, help="The parameter store (redis://...), or CROUPIER_STORE.")
 @click.option("--snapshot-interval-s", metavar="S", default=None, help="Time between durable snapshots of a shard.")
 @click.option("--keep-snapshots", metavar="N", default=None, help="Newest snapshots kept for each shard.")
 @click.option(
@@ -42,8 +42,6 @@ from server.settings import LOG_LEVELS, Settings, SettingsError, environment
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default=None, help="What is written to stderr.")
 @click.option("--config", type=click.Path(), default=None, help="TOML file of settings, as for `croupier serve`.")
 def learner(
-    log_url: str | None,
-    store_url: str | None,
     group_session_s: float | None,
     metrics_host: str,
     metrics_port: int,
@@ -64,16 +62,13 @@ def learner(
         settings = Settings.load(config, environment(), flags)
     except SettingsError as error:
         raise Wrong(error) from None
-    log_url, store_url = log_url or getattr(settings, "log", None), store_url or getattr(settings, "store", None)
-    for url, name, scheme in ((log_url, "log", "kafka"), (store_url, "store", "redis")):
+    for url, name, scheme in ((settings.log, "log", "kafka"), (settings.store, "store", "redis")):
         if not url:
             raise Wrong(
                 f"--{name} is missing: {scheme}://HOST:PORT/NAME, or CROUPIER_{name.upper()} in the environment. On "
                 "one machine `croupier serve` has a learner of its own."
             )
-    assert log_url is not None
-    assert store_url is not None
-    if not log_url.startswith("kafka://"):
+    if not settings.log.startswith("kafka://"):
         raise Wrong("--log must be kafka://...: on one machine `croupier serve` has a learner of its own.")
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -92,7 +87,7 @@ def learner(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    place = Place(log_url, store_url)
+    place = Place(settings.log, settings.store)
     try:
         learner_run.run(place, settings, metrics_host, metrics_port, group_session_s, stop)
     except ValueError as error:

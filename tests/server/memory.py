@@ -15,10 +15,11 @@ from server.schemas import (
     Item,
     ItemInfo,
     RecommendRequest,
+    SnapshotAnswer,
     Status,
     Verdict,
 )
-from streaming.control import ControlError, ControlRecord, ControlState, Policy
+from streaming.control import ControlError, ControlRecord, ControlState, Policy, Restore
 
 
 class MemoryEngine:
@@ -113,6 +114,15 @@ class MemoryEngine:
         items = self._items(self._policy(policy))
         page = [Arm(item.id, None, None, None, 0.0, 0.0, item.paused) for item in items[offset : offset + limit]]
         return Arms(policy, segment, len(items), page)
+
+    async def snapshots(self) -> list[SnapshotAnswer]:
+        return [SnapshotAnswer(label, n, 1, 1, True, 5, 10) for label, n in sorted(self.state.labels.items())]
+
+    async def restore(self, policy: str, label: str) -> ControlResult:
+        found = self._policy(policy)
+        if label not in self.state.labels:
+            raise errors.unknown_snapshot(label)
+        return await self.control(Restore(policy, label, found.number, found.graph.number if found.graph else 0, []))
 
     def status(self) -> Status:
         return Status(self.ready, False, [], len(self.state.policies), None)
