@@ -40,8 +40,9 @@ def agent(settings: Settings, folder: RunFolder) -> int:
 
     async def run() -> None:
         stopping = _on_sigterm()
-        parts = data.open_parts(settings.data, write=True)
-        agent = Agent(parts.log, parts.store, HostFile(folder.host), folder)
+        place = data.place_of(settings)
+        parts = data.open_parts(place, write=True)
+        agent = Agent(parts.log, parts.store, HostFile(folder.host), folder, apart=place.folder is None)
         agent.is_process = True
         await asyncio.to_thread(agent.open)
         server = AgentServer(agent)
@@ -59,7 +60,7 @@ def learner(settings: Settings, folder: RunFolder) -> int:
     """Learns until SIGTERM, then what is in the log by then."""
     from server.learner_loop import LearnerLoop
 
-    parts = data.open_parts(settings.data, write=False)
+    parts = data.open_parts(data.place_of(settings), write=False)
     loop = LearnerLoop(
         parts.log,
         parts.store,

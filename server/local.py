@@ -1,5 +1,7 @@
 """The whole loop inside one process: agent and learner as threads. For tests, notebooks, and an app of one's own.
 
+With log and store of many machines there is no learner in it: `croupier learner` processes learn.
+
 async with local_engine(Settings(data=Path("croupier-data"))) as engine:
     ...
 """
@@ -70,22 +72,23 @@ class DirectChannel:
 async def local_engine(settings: Settings, clock: Clock = wall_clock) -> AsyncIterator[HostEngine]:
     """An engine on the data folder of `settings`, from here to the end of the block, when all of it is committed."""
     lock = await asyncio.to_thread(data.take, settings.data)
+    place = data.place_of(settings)
+    apart = place.folder is None
     try:
-        store_id = await asyncio.to_thread(data.prepare, settings.data, settings.shards)
-        folder = run_folder(settings.data, store_id, settings.run_dir)
+        store_id = await asyncio.to_thread(data.prepare, place, settings.shards)
+        folder = run_folder(settings.data, data.run_id(settings, store_id), settings.run_dir)
         folder.claim()
-        host = HostFile.create(folder, 1)
-        parts = data.open_parts(settings.data, write=True, clock=clock)
-        learner_parts = data.open_parts(settings.data, write=False, clock=clock)
-        agent = Agent(parts.log, parts.store, host, folder, clock)
-        loop = LearnerLoop(
-            learner_parts.log, learner_parts.store, host, settings.learner_poll_ms / 1000,
-            settings.snapshot_interval_s, settings.keep_snapshots, clock=clock,
-        )  # fmt: skip
-        learner = threading.Thread(target=_run, args=(loop,), name="learner", daemon=True)
-        try:
+        host = HostFile.create(folder, 1, apart)
+        async with contextlib.AsyncExitStack() as stack:
+            parts = await asyncio.to_thread(lambda: data.open_parts(place, write=True, clock=clock))
+            stack.callback(folder.remove)
+            stack.callback(parts.close)
+            agent = Agent(parts.log, parts.store, host, folder, clock, apart)
+            stack.push_async_callback(asyncio.to_thread, agent.close)
+            if not apart:
+                await stack.enter_async_context(_learning(settings, host, clock))
+            stack.push_async_callback(asyncio.to_thread, agent.writer.stop)
             await asyncio.to_thread(agent.open)
-            learner.start()
             channel = DirectChannel(agent)
             engine = HostEngine(host, folder, 0, settings.flush_ms, channel, clock)
             channel.engine = engine
@@ -94,17 +97,26 @@ async def local_engine(settings: Settings, clock: Clock = wall_clock) -> AsyncIt
                 yield engine
             finally:
                 await engine.drain(settings.drain_s)
-        finally:
-            await asyncio.to_thread(agent.writer.stop)
-            loop.stop.set()
-            if learner.is_alive():
-                await asyncio.to_thread(learner.join, 30.0)
-            await asyncio.to_thread(agent.close)
-            learner_parts.close()
-            parts.close()
-            folder.remove()
     finally:
         os.close(lock)
+
+
+@contextlib.asynccontextmanager
+async def _learning(settings: Settings, host: HostFile, clock: Clock) -> AsyncIterator[None]:
+    """A thread that learns; at the end, what is in the log by then."""
+    parts = data.open_parts(data.place_of(settings), write=False, clock=clock)
+    loop = LearnerLoop(
+        parts.log, parts.store, host, settings.learner_poll_ms / 1000,
+        settings.snapshot_interval_s, settings.keep_snapshots, clock=clock,
+    )  # fmt: skip
+    learner = threading.Thread(target=_run, args=(loop,), name="learner", daemon=True)
+    learner.start()
+    try:
+        yield
+    finally:
+        loop.stop.set()
+        await asyncio.to_thread(learner.join, 30.0)
+        parts.close()
 
 
 def _run(loop: LearnerLoop) -> None:

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from server.auth import ApiKey, ApiKeyError, parse_key
+from streaming.log.kafka_url import mask
 
 PREFIX = "CROUPIER_"
+SCHEMES = {"log": ("kafka://",), "store": ("redis://", "rediss://")}
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -67,13 +69,26 @@ class Settings:
     host: str = setting("127.0.0.1", "Address to listen on. Anything but loopback needs api_keys (or allow_open).")
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", low=0, high=65535)
     workers: int = setting(1, "Processes that answer requests.", low=1, high=256)
-    data: Path = setting(Path("croupier-data"), "Folder of the event log and the parameter store.")
+    data: Path = setting(
+        Path("croupier-data"),
+        "Folder of the event log and the parameter store, unless `log` and `store` name others. One server runs on it.",
+    )
+    log: str = setting(
+        "",
+        "Event log of many machines: kafka://HOST:PORT,HOST:PORT/NAME?parameters of the Kafka client. Needs `store`.",
+    )
+    store: str = setting(
+        "",
+        "Parameter store of many machines: redis://USER:PASSWORD@HOST:PORT,HOST:PORT/NAME (rediss: TLS). Needs `log`; "
+        "learners are then processes of their own (`croupier learner`).",
+    )
     run_dir: Path | None = setting(
         None, "Folder of sockets and shared memory. Default: /dev/shm/croupier-ID, or DATA/run where that is too small."
     )
     shards: int = setting(
         0,
-        "Shards the parameters are split into, fixed when the data folder is made. 0: what it has; 1 if it is new.",
+        "Shards the parameters are split into, fixed when the log is made. 0: what it has; where it is new, 1 in a "
+        "data folder and 8 in Kafka.",
         low=0,
         high=1024,
     )
@@ -117,6 +132,12 @@ class Settings:
                 f"setting host = {self.host!r}: is not a loopback address and there are no api_keys, so everyone who "
                 "reaches it could change everything. Add api_keys (`croupier settings --new-key ops:admin` makes "
                 "one), listen on 127.0.0.1, or set allow_open."
+            )
+        if bool(self.log) != bool(self.store):
+            here, missing = ("log", "store") if self.log else ("store", "log")
+            raise SettingsError(
+                f"setting {missing}: is missing. {here} names one of many machines, so {missing} must too "
+                f"({SCHEMES[missing][0]}...); without both, log and store are files in the data folder."
             )
         names = [key.name for key in self.api_keys]
         for name in names:
@@ -192,7 +213,8 @@ def parse(name: str, value: Any, source: str) -> Any:
     except ApiKeyError as error:  # never shows the value: it is a secret
         raise SettingsError(f"setting {name} (from {source}): {error}") from None
     except ValueError as error:
-        raise SettingsError(f"setting {name} = {value!r} (from {source}): must be {error}.") from None
+        there = mask(repr(value)) if name in SCHEMES else repr(value)
+        raise SettingsError(f"setting {name} = {there} (from {source}): must be {error}.") from None
 
 
 def _parse(name: str, value: Any) -> Any:
@@ -203,11 +225,19 @@ def _parse(name: str, value: Any) -> Any:
         return _bool(value)
     if kind is int or kind is float:
         return _number(kind, about, value)
+    if name in SCHEMES:
+        return _url(SCHEMES[name], value)
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError("a text that is not empty")
     if about.choices and value not in about.choices:
         raise ValueError("one of " + ", ".join(about.choices))
     return str(value) if kind is str else Path(value)
+
+
+def _url(schemes: tuple[str, ...], value: Any) -> str:
+    if not isinstance(value, str) or (value and not value.startswith(schemes)):
+        raise ValueError(f"a text that begins with {' or '.join(schemes)}")
+    return value
 
 
 def _bool(value: Any) -> bool:
@@ -246,12 +276,16 @@ def type_name(name: str) -> str:
     """How the table and the help call a setting's type."""
     if name == "api_keys":
         return "keys"
+    if name in SCHEMES:
+        return "URL"
     return {int: "integer", float: "number", bool: "boolean", str: "text"}.get(TYPES[name], "path")
 
 
 def shown(name: str, value: Any) -> str:
     if name == "api_keys":
         return ", ".join(f"{key.name}:{'+'.join(sorted(key.roles))}" for key in value) or "none"
+    if name in SCHEMES:
+        return mask(value) or "none"
     if value is None:
         return "automatic"
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
@@ -276,8 +310,8 @@ api_keys = ["web:recommend+feedback:sha256=...", "ops:admin:sha256=..."]
 
 `croupier settings --new-key web:recommend+feedback` makes a key and the line that goes into the file. The file then
 holds only the key's SHA-256; that is enough, because keys are 256 random bits and there is nothing to guess. A key may
-also stand there in plain text, of at least 16 characters. Flags show in the list of processes: put keys into the file
-or the environment.
+also stand there in plain text, of at least 16 characters. Flags show in the list of processes: put keys, and a `log` or
+`store` whose URL holds a password, into the file or the environment. No sentence of the server shows such a password.
 
 """
 

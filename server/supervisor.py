@@ -2,6 +2,8 @@
 
     serve -> supervisor --fork--> agent, learner, worker 0 .. N-1 (each with a listening socket of its own, one port)
 
+With log and store of many machines there is no learner here: `croupier learner` processes learn, wherever they run.
+
 It loads what the children need before it forks, so that a child, the first as well as one that is started again, is
 there within milliseconds. Numba's kernels are compiled code in memory by then, shared by all.
 
@@ -36,6 +38,7 @@ from server.shared import (
     run_folder,
 )
 from streaming.errors import StreamingError
+from streaming.log.kafka_url import mask
 
 log = logging.getLogger(__name__)
 BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -68,8 +71,8 @@ def run(settings: Settings) -> int:
     try:
         lock = data.take(settings.data)
         listeners = _listen(settings)
-        store_id = data.prepare(settings.data, settings.shards)
-        folder = run_folder(settings.data.resolve(), store_id, settings.run_dir)
+        store_id = _prepare(settings)
+        folder = run_folder(settings.data.resolve(), data.run_id(settings, store_id), settings.run_dir)
         folder.claim()
         folder.sweep([])
     except (data.DataFolderError, StreamingError, OSError) as error:
@@ -82,6 +85,34 @@ def run(settings: Settings) -> int:
         for listener in listeners:
             listener.close()
         os.close(lock)
+
+
+def _prepare(settings: Settings) -> str:
+    """`data.prepare`; for servers of their own in a process of its own, because their clients' threads and connections
+    must not be here when we fork. Raises StreamingError."""
+    place = data.place_of(settings)
+    if place.folder is not None:
+        return data.prepare(place, settings.shards)
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        answer = "!it could not be prepared: the lines above say why"
+        try:
+            answer = data.prepare(place, settings.shards)
+        except (StreamingError, ValueError, OSError) as error:
+            answer = f"!{error}"
+        except Exception:
+            log.exception("log and store cannot be prepared")
+        finally:
+            os.write(write, answer.encode())
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    if not answer or answer.startswith("!"):
+        raise StreamingError(answer[1:] or "the process that was to prepare log and store ended")
+    return answer
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
@@ -116,14 +147,16 @@ class Supervisor:
     def __init__(self, settings: Settings, folder: RunFolder, listeners: list[socket.socket]) -> None:
         self._settings = settings
         self._listeners = listeners
-        self.host = HostFile.create(folder, settings.workers)
-        self._children = [
-            Child("agent", lambda: agent(settings, folder), AGENT_RESTARTS),
-            Child("learner", lambda: learner(settings, folder), LEARNER_RESTARTS),
+        self._place = data.place_of(settings)
+        apart = self._place.folder is None
+        self.host = HostFile.create(folder, settings.workers, apart)
+        self._agents = [Child("agent", lambda: agent(settings, folder), AGENT_RESTARTS)]
+        self._learners = [Child("learner", lambda: learner(settings, folder), LEARNER_RESTARTS)] * (not apart)
+        self._workers = [
+            Child(f"worker {i}", _worker_main(settings, folder, i, listeners[i]), WORKER_RESTARTS, row=i)
+            for i in range(settings.workers)
         ]
-        for i in range(settings.workers):
-            main = _worker_main(settings, folder, i, listeners[i])
-            self._children.append(Child(f"worker {i}", main, WORKER_RESTARTS, row=i))
+        self._children = [*self._agents, *self._learners, *self._workers]
         self._stop = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -134,7 +167,7 @@ class Supervisor:
                 signal.signal(number, self._told_to_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         preload_loop()
-        for child in self._children[:2]:  # agent and learner open log and store while we load the rest
+        for child in (*self._agents, *self._learners):  # they open log and store while we load the rest
             self._start(child)
         preload_http()
         ready = False
@@ -174,7 +207,10 @@ class Supervisor:
     def _announce(self) -> None:
         host, port = self._listeners[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"croupier is ready on http://{shown}:{port} (docs at /docs, data in {self._settings.data})", flush=True)
+        where = "log {}, store {}".format(*map(mask, self._place))
+        if self._place.folder is not None:
+            where = f"data in {self._settings.data}"
+        print(f"croupier is ready on http://{shown}:{port} (docs at /docs, {where})", flush=True)
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -217,11 +253,9 @@ class Supervisor:
         self.host[DRAINING] = 1
         for listener in self._listeners:  # the workers hold theirs until they have said that they drain
             listener.close()
-        workers = [child for child in self._children if child.row is not None]
-        agents, learners = self._children[:1], self._children[1:2]
-        self._end_all(workers, self._settings.drain_s + 8.0)
-        self._end_all(agents, AGENT_END_S)
-        self._end_all(learners, LEARNER_END_S)
+        self._end_all(self._workers, self._settings.drain_s + 8.0)
+        self._end_all(self._agents, AGENT_END_S)
+        self._end_all(self._learners, LEARNER_END_S)
 
     def _end_all(self, children: list[Child], seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -32,12 +32,16 @@ def serve(config: str | None, **flags: Any) -> None:
     With no option at all it listens on http://127.0.0.1:8000 and keeps its data in ./croupier-data; /docs there
     explains the API. Ctrl-C or SIGTERM stops it in order.
 
+    With --log and --store it is one of any number of servers that share a Kafka and a Redis; `croupier learner`
+    processes learn for all of them.
+
     \b
     Examples
       croupier serve
       croupier serve --workers 4 --data /var/lib/croupier
       croupier serve --config croupier.toml          each option below is a key of that file
       CROUPIER_WORKERS=4 croupier serve              or a variable of the environment
+      croupier serve --log kafka://h1:9092,h2:9092/shop --store redis://h3:6379,h4:6379/shop
       croupier serve --host 0.0.0.0 --api-keys web:recommend+feedback:SECRET,ops:admin:SECRET
 
     What comes later wins: defaults, file, environment, options.

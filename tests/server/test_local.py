@@ -17,6 +17,7 @@ from server.schemas import FeedbackRow, RecommendRequest, User
 from server.settings import Settings
 from streaming.control import DIAG_LINUCB, GraphPut, ItemPut, PolicyDelete, PolicyPut, PolicySpec
 from streaming.errors import LayoutMismatch, LogCorrupt
+from streaming.place import Place
 from tests.server.host_parts import random_graph
 
 BANK = PolicyPut("h", PolicySpec("banker"), ["a", "b"])
@@ -175,7 +176,7 @@ async def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         async with local_engine(Settings(data=tmp_path / "two")):
             pass
     (tmp_path / "three").mkdir()
-    open_parts(tmp_path / "three", 2, write=True).close()
+    open_parts(Place.of_folder(tmp_path / "three"), 2, write=True).close()
     with pytest.raises(LayoutMismatch, match="shards"):
         async with local_engine(Settings(data=tmp_path / "three", shards=4)):
             pass

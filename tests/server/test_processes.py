@@ -15,6 +15,7 @@ from streaming import events, token
 from streaming.contract import COLUMNS, OUTCOMES
 from streaming.learner import Learner
 from streaming.log import CONTROL, EventLog
+from streaming.place import Place
 from streaming.shard import Shard
 from streaming.state import State
 from streaming.store import ParameterStore
@@ -117,7 +118,7 @@ async def kills_under_load(path: Path, rounds: int) -> None:
     assert load.statuses[200] > 10 * rounds, "servers kept answering"
     assert load.statuses[202] > 5 * rounds
     assert set(load.statuses) <= {200, 202, 503}
-    parts = open_parts(data, write=True)
+    parts = open_parts(Place.of_folder(data), write=True)
     try:
         check(load, kills, parts.log, parts.store)
     finally:
@@ -169,7 +170,7 @@ def test_sigterm_keeps_what_was_said_and_leaves_nobody_behind(tmp_path: Path) ->
         assert gone(list(children.values()))
         run = [path for path in Path("/dev/shm").glob("croupier-*") if _opened_by(path, list(children.values()))]
         assert run == []
-    parts = open_parts(data, write=False)
+    parts = open_parts(Place.of_folder(data), write=False)
     try:
         _, decisions = events_in(parts.log)
         numbers = {token.decode(payload_of(Said(each, "", 0))).decision for each in said}
@@ -259,7 +260,7 @@ def test_the_control_partition_is_in_every_shard(tmp_path: Path) -> None:
         with client(server) as http:
             make_policy(http, "h", BANK)
         assert server.stop() == 0
-    parts = open_parts(data, write=False)
+    parts = open_parts(Place.of_folder(data), write=False)
     try:
         found = [
             [record.data for record in parts.log.read(partition, 0)] for partition in range(CONTROL, parts.log.shards)

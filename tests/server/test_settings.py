@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.settings import ABOUT, DEFAULTS, NAMES, Settings, SettingsError, markdown
+from server.settings import ABOUT, DEFAULTS, NAMES, Settings, SettingsError, markdown, shown
 
 
 def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
@@ -96,6 +96,24 @@ def test_keys_come_from_a_list_or_a_text_and_are_never_shown(tmp_path: Path) -> 
         with pytest.raises(SettingsError) as caught:
             Settings.load(env={"CROUPIER_API_KEYS": bad})
         assert "0123" not in str(caught.value)
+
+
+def test_log_and_store_of_many_machines_come_together_and_hide_their_secrets() -> None:
+    log, store = "kafka://h:9092/shop?sasl_plain_password=hunter2", "rediss://app:hunter2@h:6379/shop"
+    settings = Settings.load(env={"CROUPIER_LOG": log, "CROUPIER_STORE": store})
+    assert (settings.log, settings.store) == (log, store)
+    assert shown("log", log) == "kafka://h:9092/shop?sasl_plain_password=***"
+    assert shown("store", store) == "rediss://***@h:6379/shop"
+    assert shown("log", "") == "none"
+    assert Settings.load(env={"CROUPIER_LOG": "", "CROUPIER_STORE": ""}).log == ""  # as a compose file leaves them
+    for env, missing in (({"CROUPIER_LOG": log}, "store"), ({"CROUPIER_STORE": store}, "log")):
+        with pytest.raises(SettingsError, match=f"setting {missing}: is missing") as caught:
+            Settings.load(env=env)
+        assert "hunter2" not in str(caught.value)
+    for name, bad in (("log", store), ("store", log), ("log", "/var/lib/log.sqlite"), ("store", 5)):
+        with pytest.raises(SettingsError, match=f"setting {name} = .*must be a text that begins with") as caught:
+            Settings.load(flags={name: bad})
+        assert "hunter2" not in str(caught.value)
 
 
 def test_the_page_in_the_documentation_is_what_the_command_prints() -> None:
