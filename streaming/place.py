@@ -8,7 +8,6 @@ kind is as good as the other.
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +16,28 @@ from streaming import events
 from streaming.control import ControlState
 from streaming.errors import LayoutMismatch, LogUnavailable, StoreUnavailable
 from streaming.log import CONTROL, Clock, EventLog, open_log, wall_clock
+from streaming.log.kafka_url import mask as masked
 from streaming.state import State
 from streaming.store import NOTHING, Image, Manifest, ParameterStore, open_store
 
+__all__ = [
+    "LOG_FILE",
+    "STORE_FILE",
+    "OpenPlace",
+    "Place",
+    "Progress",
+    "checked_manifest",
+    "control_history",
+    "control_of",
+    "half_import",
+    "live",
+    "masked",
+    "open_place",
+    "silent",
+    "state_of",
+]
+
 LOG_FILE, STORE_FILE = "log.sqlite", "store.sqlite"
-_USER = re.compile(r"(?<=://)[^/@]*@")
-_SECRET = re.compile(r"([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, how much of it is done, how much there is)."""
@@ -30,15 +45,6 @@ Progress = Callable[[str, int, int], None]
 
 def silent(what: str, done: int, total: int) -> None:
     """The progress that nobody watches."""
-
-
-def masked(url: str) -> str:
-    """The URL as it may be shown: without user and password.
-
-    >>> masked("rediss://app:hunter2@h1:6379/shop?ssl_ca_certs=ca.pem&ssl_password=x")
-    'rediss://***@h1:6379/shop?ssl_ca_certs=ca.pem&ssl_password=***'
-    """
-    return _SECRET.sub(r"\1***", _USER.sub("***@", url))
 
 
 class Place(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from server.cli import Failed
+from server.cli import Failed, Wrong
 from server.commands.places import place_options
 from server.commands.progress import Progress
 
@@ -27,6 +27,8 @@ def run(work: Callable[[Any], Any]) -> Any:
             return work(progress)
     except (StreamingError, OSError) as error:
         raise Failed(error) from None
+    except ValueError as error:  # a URL that cannot be
+        raise Wrong(error) from None
 
 
 def show(report: Any) -> None:
