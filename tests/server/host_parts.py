@@ -1,4 +1,5 @@
-"""The parts of one host in one thread, with the clock in hand: log and store in memory, learners, replica, a worker."""
+"""The parts of one host in one thread, with the clock in hand: log and store (in memory unless they are given),
+learners, replica, a worker."""
 
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from server.views import Views
 from streaming import events
 from streaming.control import DIAG_LINUCB, ControlRecord, GraphPut, KeyAdd, PolicyPut, PolicySpec, to_json
 from streaming.learner import Learner
-from streaming.log import CONTROL, open_log
-from streaming.store import Manifest, open_store
+from streaming.log import CONTROL, EventLog, open_log
+from streaming.store import Manifest, ParameterStore, open_store
 
 KEY = KeyAdd(0, "11" * 32, 0)
 
@@ -24,9 +25,17 @@ KEY = KeyAdd(0, "11" * 32, 0)
 class Host:
     """`now_ms` is everybody's time. Nothing moves by itself: `learn`, `follow`."""
 
-    def __init__(self, path: Path, shards: int = 1, seed: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shards: int = 1,
+        seed: int = 1,
+        log: EventLog | None = None,
+        store: ParameterStore | None = None,
+    ) -> None:
         self.now_ms = 1_000_000
-        self.log, self.store = open_log("memory:", shards, self.clock), open_store("memory:", self.clock)
+        self.log = log or open_log("memory:", shards, self.clock)
+        self.store = store or open_store("memory:", self.clock)
         manifest = Manifest("s", self.log.id, shards, 1)
         self.store.create(manifest)
         self.learners = [Learner(shard, self.log, self.store) for shard in range(shards)]
