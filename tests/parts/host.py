@@ -1,4 +1,4 @@
-"""What every real part needs of its host: processes that die with us, ports that stay ours, a certificate, a reason to skip."""
+"""What a real part needs of its host: a process that dies with us, ports that stay ours, a certificate."""
 
 import os
 import random
@@ -36,8 +36,8 @@ def wait_for(true: Callable[[], bool], what: str, timeout_s: float = 30.0, every
 def free_ports(count: int) -> list[int]:
     """Distinct TCP ports p of 127.0.0.1, with p and p + 10,000 (a Redis node's bus) free.
 
-    All lie below the kernel's ephemeral range: a client that dials a dead server's port in that range over and over is at
-    last given the same port as its own, is connected to itself, and the server can never bind it again.
+    All lie below the kernel's ephemeral range: a client that dials a dead server's port in that range over and over is
+    at last given the same port as its own, is connected to itself, and the server can never bind it again.
     """
     found: list[int] = []
     while len(found) < count:
@@ -66,8 +66,8 @@ def accepts(port: int) -> bool:
 class Process:
     """One server process, its output in ``log``; killed by the kernel when the thread that started it ends.
 
-    Parent-death signals belong to the *thread* that forked, so start servers in a thread that lives as long as they must
-    (the main thread of a test does).
+    Parent-death signals belong to the *thread* that forked, so start servers in a thread that lives as long as they
+    must (the main thread of a test does).
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -139,7 +139,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A self-signed certificate of 127.0.0.1 and localhost; clients trust it by naming ``certificate`` as their CA file."""
+    """A self-signed certificate of 127.0.0.1 and localhost; ``certificate`` is the CA file of clients that trust it."""
 
     certificate: Path
     key: Path
@@ -151,12 +151,9 @@ class Certificate:
             unavailable("no openssl to make a test certificate")
         folder.mkdir(parents=True, exist_ok=True)
         made = cls(folder / "certificate.pem", folder / "key.pem", folder / "both.pem")
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-            + ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-            + ["-keyout", str(made.key), "-out", str(made.certificate)],
-            check=True,
-            capture_output=True,
-        )
+        new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+        files = ["-keyout", str(made.key), "-out", str(made.certificate)]
+        subprocess.run(["openssl", *new, *names, *files], check=True, capture_output=True)
         made.both.write_text(made.key.read_text() + made.certificate.read_text())
         return made

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kafka import KafkaAdminClient, KafkaProducer
@@ -55,8 +55,8 @@ class Broker:
     """``Broker(folder).start()``, then ``bootstrap``; keywords are server properties with ``_`` for ``.``.
 
     ``listeners`` adds entrances beside the plain one, each with its own ``address(NAME)``: ``PROXY`` (plain, through
-    ``self.proxy``, which delays, stalls, resets or refuses), ``SSL``, ``SASL_PLAINTEXT`` and ``SASL_SSL`` (mechanism PLAIN,
-    USER and PASSWORD; ``ca_file`` is the certificate to trust). Data and ports stay the same over ``restart()``.
+    ``self.proxy``, which delays, stalls, resets or refuses), ``SSL``, ``SASL_PLAINTEXT`` and ``SASL_SSL`` (mechanism
+    PLAIN, USER and PASSWORD; ``ca_file`` is the certificate to trust). Data and ports stay the same over ``restart()``.
     """
 
     def __init__(self, folder: Path, listeners: tuple[str, ...] = (), **overrides: str | int) -> None:
@@ -184,10 +184,8 @@ def acknowledges(bootstrap: str) -> bool:
         with client(KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=5000)) as admin:
             if not admin.describe_cluster()["brokers"]:
                 return False
-            try:
+            with suppress(TopicAlreadyExistsError):
                 admin.create_topics([NewTopic(name=READY_TOPIC, num_partitions=1, replication_factor=1)])
-            except TopicAlreadyExistsError:
-                pass
         with client(KafkaProducer(bootstrap_servers=bootstrap, bootstrap_timeout_ms=5000)) as producer:
             producer.send(READY_TOPIC, b"ready").get(5)
     except KafkaError:
@@ -216,12 +214,8 @@ def fetched_jars() -> Path:
     with locked("kafka-libs"):
         if not jars.is_dir():
             with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-                done = subprocess.run(
-                    ["mvn", "-B", "-q", "-f", str(POM), "dependency:copy-dependencies", "-DincludeScope=runtime"]
-                    + [f"-DoutputDirectory={temporary}/libs"],
-                    capture_output=True,
-                    text=True,
-                )
+                copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={temporary}/libs"]
+                done = subprocess.run(["mvn", "-B", "-q", "-f", str(POM), *copy], capture_output=True, text=True)
                 if done.returncode:
                     unavailable(f"Maven could not fetch Kafka's jars: {(done.stdout + done.stderr)[-500:]}")
                 (Path(temporary) / "libs").rename(jars)

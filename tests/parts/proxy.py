@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback whose network can be broken while it runs; it can also put TLS before a server that has none."""
+"""A TCP proxy on loopback that breaks the network on demand, and can put TLS before a server that has none."""
 
 import asyncio
 import socket
@@ -19,8 +19,8 @@ class Proxy:
     """Listens on ``port`` and forwards to ``target_port``, until told otherwise.
 
     ``pass_through()`` heals; ``delay(ms)`` holds every byte that long in each direction, without a limit on the rate;
-    ``stall()`` accepts and holds everything (a network that drops packets); ``reset()`` ends the open connections with RST
-    and serves new ones as before; ``refuse()`` resets them and closes the port. All return when they are in force.
+    ``stall()`` accepts and holds everything (a network that drops packets); ``reset()`` ends the open connections with
+    RST and serves new ones as before; ``refuse()`` resets them and closes the port. All return when they are in force.
     """
 
     def __init__(self, target_port: int, port: int = 0, tls: Certificate | None = None) -> None:
@@ -29,7 +29,6 @@ class Proxy:
         self.connections = 0  # accepted since the start
         self._delay_s = 0.0
         self._open: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
@@ -64,7 +63,7 @@ class Proxy:
         if self._loop.is_closed():
             return
         self.refuse()
-        self._run(self._cancel())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -100,38 +99,47 @@ class Proxy:
         await asyncio.sleep(0)  # transports close their sockets in the loop's next turn
         await asyncio.sleep(0)
 
-    async def _cancel(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def _end(self) -> None:
+        """Wait for every connection to be gone; what is just accepted, in a TLS handshake or saying goodbye is cut."""
+        await asyncio.sleep(0.01)  # what the kernel accepted before the port closed becomes a task
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await self._reset()
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0.01)
 
     async def _accept(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         self._open.add(near_out)
-        far_out: asyncio.StreamWriter | None = None
         try:
             far_in, far_out = await asyncio.open_connection("127.0.0.1", self.target_port)
             self._open.add(far_out)
-            pumps = [
-                asyncio.ensure_future(each) for each in (self._pump(near_in, far_out), self._pump(far_in, near_out))
-            ]
             try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                await self._both(self._pump(near_in, far_out), self._pump(far_in, near_out))
             finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+                await self._close(far_out)
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            for writer in (near_out, far_out):
-                if writer is not None:
-                    self._open.discard(writer)
-                    writer.close()
-            self._tasks.discard(task)
+            await self._close(near_out)
+
+    async def _both(self, *pumps: Coroutine[Any, Any, None]) -> None:
+        """Run both directions until one has ended."""
+        running = [asyncio.ensure_future(pump) for pump in pumps]
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in running:
+                pump.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _close(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()
+        self._open.discard(writer)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         """Every chunk is due a delay after it came, so a delay costs time and no throughput."""
