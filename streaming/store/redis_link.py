@@ -216,7 +216,7 @@ _SENTENCES: list[tuple[_Kinds, str, str]] = [
     ((NoPermissionError,), "NOPERM", "does not let this user do all that a store needs: give it +@all on its keys"),
     ((AuthenticationError, AuthorizationError), "NOAUTH|WRONGPASS", "refuses the user or password of the store's URL"),
     ((OutOfMemoryError,), "OOM ", "has used up its maxmemory: give it more; learning goes on then"),
-    ((ReadOnlyError,), "READONLY", "is a replica, or was just made one: name the master, or wait for a failover to end"),
+    ((ReadOnlyError,), "READONLY", "is a replica, or has become one: name the master, or wait for a failover to end"),
     ((BusyLoadingError,), "LOADING", "is still loading its data from disk"),
     ((), "MISCONF", "cannot write its data to disk and takes no writes until it can"),
     ((ClusterError, SlotNotCoveredError), "CLUSTERDOWN|MASTERDOWN", "has no server for some of the keys just now"),

@@ -44,4 +44,5 @@ def left_behind(server: Single | Cluster, url: str) -> set[str]:
             named |= {f"{key}:{record.token}:{i}" for record in records for i in range(record.pieces)}
     pieces = {key for key in found if ":part:" in key or ":kept:" in key}
     assert named <= pieces, f"named but not there: {named - pieces}"
+    assert all(found[key].pttl(key) == -1 for key in named), "what is named must not expire"
     return {key for key in pieces - named if found[key].pttl(key) < 0}

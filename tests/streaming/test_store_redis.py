@@ -111,7 +111,7 @@ def state_of(image) -> State:
     return state
 
 
-@pytest.fixture(name="_small_pieces")
+@pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of one or two parts, parts of a thousand rows: many commands even for a small shard."""
     monkeypatch.setattr("streaming.state.CHUNK", 1000)
@@ -403,7 +403,8 @@ def test_a_handle_works_in_threads_and_after_a_fork(server):
 # ------------------------------------------------------------------------------------------------------- folds
 
 
-def test_loads_while_commits_and_folds_go_on_are_what_was_committed(server, _small_pieces):
+@pytest.mark.usefixtures("small_pieces")
+def test_loads_while_commits_and_folds_go_on_are_what_was_committed(server):
     store = RedisStore(redis_url(server))
     store.create(MANIFEST)
     world = World(store, 1)
@@ -443,6 +444,19 @@ def redis_url_of(store, server) -> str:
     return f"{server.url}/{store._keys.name}"
 
 
+def test_parts_of_a_master_that_is_gone_are_read_again(store, monkeypatch):
+    """They may be as of a commit that the failover lost, and which the stream of the new master will not repeat."""
+    world = World(store, 2)
+    for _ in range(5):
+        world.commit()
+    world.fold()
+    inner = store._parts
+    answers = [lambda keys: {name: (head + 1, data[::-1]) for name, (head, data) in inner(keys).items()}, inner]
+    monkeypatch.setattr(store, "_parts", lambda keys: answers.pop(0)(keys))
+    world.same(store.load(0))
+    assert answers == []
+
+
 class Cut(Exception):
     """The process ends here."""
 
@@ -464,7 +478,8 @@ def cut_after(monkeypatch, store, commands: int):
         yield
 
 
-def test_a_fold_cut_off_between_any_two_commands_loses_nothing(redis_single, monkeypatch, _small_pieces):
+@pytest.mark.usefixtures("small_pieces")
+def test_a_fold_cut_off_between_any_two_commands_loses_nothing(redis_single, monkeypatch):
     most = 0
     for commands in range(1, 40):
         url = redis_url(redis_single)
@@ -505,6 +520,34 @@ def test_a_fold_cut_off_between_any_two_commands_loses_nothing(redis_single, mon
     assert most > 5
 
 
+@pytest.mark.usefixtures("small_pieces")
+def test_pieces_of_a_fold_that_a_failover_lost_are_written_again(redis_single, url, store, monkeypatch):
+    """The new master has the commit that is folded, but not what was folded of it."""
+    world = World(store, 4)
+    for _ in range(8):
+        world.commit()
+
+    def parts() -> dict[str, bytes]:
+        with raw(redis_single.admin) as client:
+            keys = [key for _, key in keys_of(redis_single, url) if ":part" in key or ":folding" in key]
+            return {key: client.dump(key) for key in keys}
+
+    before, pieces, run = parts(), itertools.count(), store._link.run
+
+    def failing(*args):
+        if next(pieces) == 3:
+            with raw(redis_single.admin) as client:
+                client.delete(*parts())
+                for key, data in before.items():
+                    client.restore(key, 0, data)
+        return run(*args)
+
+    monkeypatch.setattr(store._link, "run", failing)
+    world.fold(keep=0)
+    assert next(pieces) > 8
+    world.same(store.load(0))
+
+
 def test_no_command_or_answer_is_huge(url, monkeypatch):
     monkeypatch.setattr("streaming.state.CHUNK", 2000)
     for module in ("redis", "redis_keys"):
@@ -543,7 +586,8 @@ def length(value) -> int:
 # ------------------------------------------------------------------------------------------------------- what is kept
 
 
-def test_half_written_snapshots_and_blobs_are_not_listed_and_expire(redis_single, url, monkeypatch, _small_pieces):
+@pytest.mark.usefixtures("small_pieces")
+def test_half_written_snapshots_and_blobs_are_not_listed_and_expire(redis_single, url, monkeypatch):
     for commands in range(1, 60):
         store = RedisStore(url)
         store.create(MANIFEST)
@@ -570,7 +614,8 @@ def test_half_written_snapshots_and_blobs_are_not_listed_and_expire(redis_single
     assert commands > 10
 
 
-def test_a_blob_put_again_is_young_and_costs_nothing(redis_single, url, _small_pieces):
+@pytest.mark.usefixtures("small_pieces")
+def test_a_blob_put_again_is_young_and_costs_nothing(redis_single, url):
     now = [0]
     store = RedisStore(url, lambda: now[0])
     store.create(MANIFEST)
@@ -638,7 +683,7 @@ def cut_off(replica, master) -> None:
 
 @pytest.mark.parametrize("lost", ["nothing", "commits", "a fold"])
 def test_after_a_failover_the_store_equals_a_replay(redis_cluster, lost):
-    """The master is killed between commits; its replica had missed nothing, the last commits, or only a fold of them."""
+    """The master is killed between commits; its replica had missed nothing, the last commits, or a fold."""
     url = redis_url(redis_cluster)
     sim = Simulation(5)
     sim.store = store = RedisStore(url)
@@ -647,11 +692,7 @@ def test_after_a_failover_the_store_equals_a_replay(redis_cluster, lost):
     follower = RedisStore(url)
     learners = [Learner(shard, sim.log, store, lambda: sim.rng.bytes(16)) for shard in range(sim.n_shards)]
     master = redis_cluster.master_of(f"{tag(url)}:last")
-    (replica,) = [
-        node
-        for name, node in redis_cluster.ids.items()
-        if master_id_of(redis_cluster, name) == id_of(redis_cluster, master)
-    ]
+    replica = replica_of(redis_cluster, master)
 
     def live(fold_too: bool) -> None:
         for _ in range(15):
@@ -695,10 +736,7 @@ def test_after_a_failover_the_store_equals_a_replay(redis_cluster, lost):
         follower.close()
 
 
-def id_of(cluster, node) -> str:
-    (found,) = [name for name, other in cluster.ids.items() if other is node]
-    return found
-
-
-def master_id_of(cluster, name: str) -> str:
-    return view(cluster.live[0])[name]["master_id"]
+def replica_of(cluster, master):
+    ids = {id(node): name for name, node in cluster.ids.items()}
+    (name,) = [name for name, entry in view(master).items() if entry["master_id"] == ids[id(master)]]
+    return cluster.ids[name]
