@@ -21,7 +21,7 @@ from typing import Any
 from streaming.errors import LogUnavailable
 from streaming.log import CONTROL, Record
 from streaming.log.kafka_reader import KafkaReader
-from streaming.log.kafka_topics import admin_of, open_topics
+from streaming.log.kafka_topics import admin_of, check_same_log, open_topics
 from streaming.log.kafka_url import MESSAGE_BYTES, TIMEOUT_S, KafkaUrl, asking, kafka_producer, parse_kafka_url
 
 RECORD_BYTES = MESSAGE_BYTES - 1024
@@ -38,9 +38,10 @@ class KafkaLog:
         self.at: KafkaUrl = parse_kafka_url(url)
         self.id, self.shards = open_topics(self.at, shards, create=write)
         self._write = write
-        self._reader = KafkaReader(self.at, self.shards)
+        self._reader = KafkaReader(self.at, self.shards, self.id)
         self._making = threading.Lock()
         self._producer: Any = None
+        self._failed = False
 
     def append(self, batches: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
         """See `EventLog.append`. Raises LogUnavailable after 3 s without an acknowledgement."""
@@ -63,6 +64,7 @@ class KafkaLog:
                 done = [each.get(max(deadline - time.monotonic(), 0.0)) for each in sent]
         except LogUnavailable:
             # Its sequence numbers may have a gap now; a new producer begins without a past.
+            self._failed = True
             self._drop(producer)
             raise
         for (partition, _), at in zip(batches, done, strict=True):
@@ -116,7 +118,10 @@ class KafkaLog:
     def _connected(self) -> Any:
         with self._making:
             if self._producer is None:
+                if self._failed:
+                    check_same_log(self.at, self.id)
                 self._producer = kafka_producer(self.at)
+                self._failed = False
             return self._producer
 
     def _drop(self, producer: Any) -> None:

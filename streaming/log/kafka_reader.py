@@ -23,6 +23,7 @@ from typing import Any
 
 from streaming.errors import LogCorrupt, LogUnavailable, Trimmed
 from streaming.log import CONTROL, Record
+from streaming.log.kafka_topics import check_same_log
 from streaming.log.kafka_url import TIMEOUT_S, KafkaUrl, asking, kafka_consumer
 
 AHEAD_BYTES = 16 << 20
@@ -59,14 +60,16 @@ class _Ahead:
 class KafkaReader:
     """Reads the log of `shards` data partitions at `at`. Thread-safe. The consumer is made at the first call."""
 
-    def __init__(self, at: KafkaUrl, shards: int) -> None:
+    def __init__(self, at: KafkaUrl, shards: int, id: str) -> None:
         from kafka import TopicPartition
 
         self._at = at
+        self._id = id
         self._partitions = {p: TopicPartition(at.events, p) for p in range(shards)}
         self._partitions[CONTROL] = TopicPartition(at.control, 0)
         self._numbers = {tp: partition for partition, tp in self._partitions.items()}
         self._lock = threading.RLock()
+        self._ends_lock = threading.Lock()  # an append must not wait for a read
         self._consumer: Any = None
         self._ahead: dict[int, _Ahead] = {}
         self._ends: dict[int, int] = {}
@@ -115,9 +118,8 @@ class KafkaReader:
 
     def saw_end(self, partition: int, end: int) -> None:
         """A read up to `end` will find the records that are there."""
-        with self._lock:
-            if end > self._ends.get(partition, 0):
-                self._ends[partition] = end
+        with self._ends_lock:
+            self._ends[partition] = max(end, self._ends.get(partition, 0))
 
     def trimmed(self, partition: int) -> None:
         """Forgets what was read ahead of a partition whose start has moved."""
@@ -135,9 +137,10 @@ class KafkaReader:
         start, end = self.bounds(partition)
         if offset < start:
             raise Trimmed(partition, offset, start)
+        if end < self._ends[partition]:
+            raise self._shortened(partition, end)
         if offset > end:
             return None
-        self._ends[partition] = end  # not the largest seen: a log that was made anew is found out by its id
         ahead = self._ahead[partition] = _Ahead(self._partitions[partition], offset)
         self._assign()
         self._consumer.seek(ahead.tp, offset)
@@ -179,7 +182,7 @@ class KafkaReader:
                 except OffsetOutOfRangeError:
                     return self._out_of_range()
                 except LogTruncationError as error:
-                    raise self._shortened(str(error)) from None
+                    raise self._lost(str(error)) from None
                 except CorruptRecordError as error:
                     raise LogCorrupt(
                         f"the event log {self._at.shown} holds a record whose checksum is wrong: {error}: restore "
@@ -218,16 +221,29 @@ class KafkaReader:
             start, end = self.bounds(partition)
             position = ahead.records[-1].offset + 1 if ahead.records else ahead.head
             if position > end:
-                raise self._shortened(f"partition {partition} was read up to offset {position} and ends at {end}")
+                self.saw_end(partition, position)
+                raise self._shortened(partition, end)
             if position < start:
                 del self._ahead[partition]
         self._assign()
 
-    def _shortened(self, how: str) -> LogCorrupt:
+    def _shortened(self, partition: int, end: int) -> LogUnavailable:
+        """The error of a partition that ends before what was seen; raises LogCorrupt where it is another log's.
+
+        A partition's new leader may not know for a moment how far the old one came.
+        """
+        check_same_log(self._at, self._id)
+        self._drop()
+        return self._unavailable(
+            f"partition {partition} of the event log {self._at.shown} ends at {end} but went up to "
+            f"{self._ends[partition]}: if this stays so, acknowledged records were lost; restore log and store together"
+        )
+
+    def _lost(self, how: str) -> LogCorrupt:
         self._drop()
         return LogCorrupt(
-            f"the event log {self._at.shown} has lost records that were acknowledged: {how}: a topic was made anew or "
-            "an unclean leader was elected; restore log and store together from one backup"
+            f"the event log {self._at.shown} has lost records that were acknowledged, an unclean leader was elected: "
+            f"{how}: restore log and store together from one backup"
         )
 
     def _let_go(self, now: float) -> None:
@@ -273,7 +289,9 @@ class KafkaReader:
             except LogUnavailable as error:
                 raise self._unavailable(str(error)) from None
         self._heard_at = time.monotonic()
-        self._away = None
+        if self._away is not None:
+            self._away = None
+            check_same_log(self._at, self._id)
         if saw:
             for tp, end in found.items():
                 self.saw_end(self._numbers[tp], end)
@@ -288,7 +306,6 @@ class KafkaReader:
             except LogUnavailable as error:
                 raise self._unavailable(str(error)) from None
             self._heard_at = time.monotonic()
-            self._away = None
             self._assign()
         return self._consumer
 

@@ -14,6 +14,8 @@
     min.insync.replicas              2 (1: one_broker)   the same
     unclean.leader.election.enable   false               false
     max.message.bytes                8 MiB               1 MiB
+    compression.type                 producer            rewards: uncompressed, whatever a producer uses, since reading
+                                                         lz4, zstd and snappy takes libraries that may not be there
 
 Nothing of `events` ends by age: the learners delete what the oldest automatic snapshot of its shard includes.
 A finite retention of 7 days or more is accepted in topics that somebody else made.
@@ -25,7 +27,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from streaming.errors import LayoutMismatch, LogUnavailable
+from streaming.errors import LayoutMismatch, LogCorrupt, LogUnavailable
 from streaming.log.kafka_url import MESSAGE_BYTES, KafkaUrl, asking, kafka_admin
 
 DAY_MS = 24 * 3600 * 1000
@@ -84,18 +86,26 @@ def open_public_topics(at: KafkaUrl, partitions: int) -> None:
     with admin_of(at) as admin, asking(at, "make the router's topics"):
         there = {topic["name"] for topic in _asked(admin, [at.rewards, at.dead_letters])}
         wanted = {
-            at.rewards: _spec(admin, at, partitions, {"retention.ms": str(7 * DAY_MS)}),
+            at.rewards: _spec(
+                admin, at, partitions, {"retention.ms": str(7 * DAY_MS), "compression.type": "uncompressed"}
+            ),
             at.dead_letters: _spec(admin, at, 1, {"retention.ms": str(30 * DAY_MS)}),
         }
         if missing := {name: spec for name, spec in wanted.items() if name not in there}:
             _create(admin, at, missing)
 
 
-def log_id(at: KafkaUrl) -> str | None:
-    """The id of the log that is there now, None where there is none; raises LogUnavailable."""
+def check_same_log(at: KafkaUrl, id: str) -> None:
+    """Raises LogCorrupt where the topics are no longer those of the log `id`, LogUnavailable where there are none."""
     with admin_of(at) as admin, asking(at, "be looked at"):
         found = _described(admin, at)
-        return _topics(at, found).id if len(found) == 2 else None
+        if len(found) < 2:
+            raise LogUnavailable(f"the topics of the event log {at.shown} are gone: restore log and store together")
+        if _topics(at, found).id != id:
+            raise LogCorrupt(
+                f"the topics of the event log {at.shown} were deleted and made anew while it was open: restore log and "
+                "store together from one backup, or `croupier import` an export under a new name"
+            )
 
 
 def _asked(admin: Any, names: list[str]) -> list[dict[str, Any]]:

@@ -233,22 +233,40 @@ def kafka_admin(at: KafkaUrl) -> Any:
 
 
 def _made(kind: Any, settings: dict[str, Any]) -> Any:
-    """A client; when it cannot be made, nothing of it stays (by itself its thread would dial on for ever)."""
+    """A client; when it cannot be made, nothing of it stays (by itself its thread would dial on for ever).
+
+    The client says only that it took too long; why a connection failed (a wrong password, say) is in its log alone.
+    """
     from kafka.net.compat import KafkaNetClient
 
     networks: list[Any] = []
+    reasons = _Reasons()
 
     def network(**configs: Any) -> Any:
         networks.append(KafkaNetClient(**configs))
         return networks[-1]
 
+    logging.getLogger("kafka.net.manager").addHandler(reasons)
     try:
         return kind(kafka_client=network, **settings)
-    except BaseException:
+    except BaseException as error:
         for each in networks:
             with contextlib.suppress(Exception):
                 each.close()
-        raise
+        raise (reasons.last or error) from None
+    finally:
+        logging.getLogger("kafka.net.manager").removeHandler(reasons)
+
+
+class _Reasons(logging.Handler):
+    """Keeps the last exception that was logged."""
+
+    last: Exception | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for each in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(each, Exception):
+                self.last = each
 
 
 @contextlib.contextmanager
@@ -274,7 +292,9 @@ def _sentence(at: KafkaUrl, what: str, error: BaseException, remedy: str) -> str
 
 
 def _quiet() -> None:
-    """The client logs every try of a connection as an error; we say once what is wrong, so it is silenced."""
+    """The client logs every try of a connection as an error; we say once what is wrong. A level set for it is kept."""
     logger = logging.getLogger("kafka")
     if logger.level == logging.NOTSET:
-        logger.setLevel(logging.CRITICAL)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(logging.NullHandler())
