@@ -1,0 +1,244 @@
+"""Two real servers on one Kafka and one Redis, a learner beside them: what one is told, the other shows."""
+
+import contextlib
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server import data
+from server.learner_loop import LearnerLoop
+from streaming import events
+from streaming.control import KeyAdd, from_json
+from streaming.errors import LayoutMismatch
+from streaming.log import CONTROL, open_log
+from streaming.place import Place, control_history, live
+from streaming.store import Manifest, open_store
+from tests.parts.kafka import Broker
+from tests.parts.redis import Single
+from tests.server.processes import SERVE, Server, client, make_policy, wait_for
+
+pytestmark = pytest.mark.xdist_group("parts")
+SHARDS = 4
+GREEDY = {"algorithm": "epsilon-greedy", "epsilon": 0.0, "arms": ["a", "b", "c"]}
+
+
+def place_of(kafka: Broker, redis: Single) -> Place:
+    name = f"site{secrets.token_hex(4)}"
+    return Place(f"kafka://{kafka.bootstrap}/{name}?one_broker=yes", f"{redis.url}/{name}")
+
+
+class Site:
+    """Servers that were started at once on nothing, and a learner, until `close`."""
+
+    def __init__(self, folder: Path, place: Place) -> None:
+        self.place = place
+        with ThreadPoolExecutor(2) as pool:
+            starting = [
+                pool.submit(Server, folder / name, log=place.log, store=place.store, shards=SHARDS) for name in "ab"
+            ]
+        self.servers = [each.result() for each in starting]
+        self.a, self.b = (client(server) for server in self.servers)
+        self.parts = data.open_parts(place, write=False)
+        self.loop = LearnerLoop(self.parts.log, self.parts.store, snapshot_interval_s=3600)
+        self.learner = threading.Thread(target=self.loop.run)
+        self.learner.start()
+
+    def close(self) -> None:
+        for http in (self.a, self.b):
+            http.close()
+        for server in self.servers:
+            server.end()
+        self.loop.stop.set()
+        self.learner.join(30)
+        self.parts.close()
+
+    def decide(self, http: httpx.Client, policy: str, mode: str = "explore") -> dict[str, Any]:
+        answer = http.post("/v1/recommend", json={"policy": policy, "mode": mode})
+        assert answer.status_code == 200, answer.text
+        decision: dict[str, Any] = answer.json()
+        return {"decision_id": decision["decision_id"], "item": decision["items"][0]["id"]}
+
+    def control_numbers(self) -> list[int]:
+        """Of every record of the control partition, dead ones included."""
+        records = self.parts.log.read(CONTROL, 0, 10_000)
+        return [number for number, _ in filter(None, (events.control_of(record.data) for record in records))]
+
+
+@pytest.fixture(scope="module")
+def site(kafka: Broker, redis_single: Single, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"), place_of(kafka, redis_single))
+    yield site
+    site.close()
+
+
+def metric(http: httpx.Client, name: str) -> float:
+    (found,) = re.findall(rf"^{re.escape(name)} (\S+)$", http.get("/metrics").text, re.MULTILINE)
+    return float(found)
+
+
+def shows(http: httpx.Client, policy: str, version: int) -> bool:
+    answer = http.get(f"/v1/policies/{policy}")
+    return answer.status_code == 200 and answer.json()["version"] >= version
+
+
+def test_servers_that_start_at_once_agree_and_claim_no_learner(site: Site) -> None:
+    history = [from_json(text) for _, text, _ in live(control_history(site.parts.log))]
+    assert sum(isinstance(record, KeyAdd) for record in history) == 1
+    assert site.parts.log.shards == SHARDS
+    for server, http in zip(site.servers, (site.a, site.b), strict=True):
+        assert set(server.children()) == {"agent", "worker 0"}
+        assert http.get("/readyz").json()["degraded"] == []
+        assert set(re.findall(r'croupier_up\{part="(\w+)"\} 1.0', http.get("/metrics").text)) == {
+            "log", "store", "agent"
+        }  # fmt: skip
+
+
+def test_a_policy_put_at_one_server_is_shown_by_the_other(site: Site) -> None:
+    make_policy(site.a, "shown", GREEDY)
+    wait_for(lambda: site.b.get("/v1/policies/shown").status_code == 200, 5)
+    row = site.decide(site.a, "shown")
+    assert site.b.post("/v1/feedback", json={**row, "reward": 1}).status_code == 202  # the other's token
+    assert site.b.delete("/v1/policies/shown").status_code in (200, 202, 204)
+    wait_for(lambda: site.a.get("/v1/policies/shown").status_code == 404, 5)
+
+
+def test_rewards_sent_to_one_server_change_what_the_other_chooses(site: Site) -> None:
+    make_policy(site.a, "learned", GREEDY)
+    wait_for(lambda: site.b.get("/v1/policies/learned").status_code == 200)
+    tried: set[str] = set()
+    for _ in range(60):
+        row = site.decide(site.a, "learned")
+        tried.add(row["item"])
+        reward = 1 if row["item"] == "c" else 0
+        assert site.a.post("/v1/feedback", json={**row, "reward": reward}).status_code == 202
+        time.sleep(0.005)
+    assert tried == {"a", "b", "c"}
+    wait_for(lambda: {site.decide(site.b, "learned", "exploit")["item"] for _ in range(5)} == {"c"}, 5)
+    wait_for(lambda: metric(site.b, 'croupier_reward_outcomes_total{outcome="applied",policy="learned"}') == 60, 5)
+
+
+def test_servers_that_put_at_the_same_time_both_get_numbers_of_their_own(site: Site) -> None:
+    make_policy(site.a, "raced", GREEDY)
+    wait_for(lambda: site.b.get("/v1/policies/raced").status_code == 200)
+    before = len(site.control_numbers())
+
+    def put(http: httpx.Client, side: str) -> list[int]:
+        found = []
+        for n in range(12):
+            answer = http.put(f"/v1/policies/race-{side}-{n}", json=GREEDY)
+            assert answer.status_code in (201, 202), answer.text
+            found.append(answer.json()["version"])
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        a, b = (pool.submit(put, http, side) for http, side in ((site.a, "a"), (site.b, "b")))
+        versions = a.result() + b.result()
+    assert len(set(versions)) == 24
+    numbers = site.control_numbers()[before:]
+    assert set(versions) <= set(numbers)
+    for http in (site.a, site.b):
+        wait_for(lambda http=http: shows(http, "race-a-11", max(a.result())) and shows(http, "race-b-11", 0), 5)
+    lists = [
+        {each["name"]: each["version"] for each in http.get("/v1/policies").json()["policies"]}
+        for http in (site.a, site.b)
+    ]
+    assert lists[0] == lists[1]
+    assert sorted(version for name, version in lists[0].items() if name.startswith("race-")) == sorted(versions)
+
+
+def test_while_kafka_is_away_servers_say_so_refuse_feedback_at_once_and_recover_by_themselves(
+    site: Site, kafka: Broker
+) -> None:
+    make_policy(site.a, "away", GREEDY)
+    kafka.pause()
+    try:
+        row = {**site.decide(site.a, "away"), "reward": 1}
+        refused = site.a.post("/v1/feedback", json=row)  # the first one waits until the append has failed
+        assert refused.status_code == 503
+        for _ in range(20):
+            began = time.monotonic()
+            refused = site.a.post("/v1/feedback", json=row)
+            assert (refused.status_code, int(refused.headers["retry-after"])) == (503, 1)
+            assert "metrics" not in refused.text
+            site.decide(site.a, "away")
+            assert site.a.get("/metrics").status_code == 200
+            assert time.monotonic() - began < 2
+            time.sleep(0.02)
+        for http in (site.a, site.b):  # the second has appended nothing, and knows it all the same
+            wait_for(lambda http=http: any("event log" in each for each in http.get("/readyz").json()["degraded"]), 10)
+            assert metric(http, 'croupier_up{part="log"}') == 0
+            assert http.get("/readyz").status_code == 200
+        assert site.a.put("/v1/policies/never", json=GREEDY).status_code == 503
+    finally:
+        kafka.resume()
+    for http in (site.a, site.b):
+        wait_for(lambda http=http: http.get("/readyz").json()["degraded"] == [], 20)
+    assert site.a.post("/v1/feedback", json=row).status_code == 202
+    wait_for(lambda: metric(site.b, 'croupier_distinct_items_shown{policy="away"}') >= 1)
+    assert metric(site.b, "croupier_decisions_lost_total") == 0
+
+
+def test_while_redis_is_away_servers_go_on_and_say_so(site: Site, redis_single: Single) -> None:
+    make_policy(site.a, "adrift", GREEDY)
+    redis_single.pause()
+    try:
+        wait_for(lambda: any("store" in each for each in site.a.get("/readyz").json()["degraded"]), 15)
+        row = site.decide(site.a, "adrift")
+        assert site.a.post("/v1/feedback", json={**row, "reward": 1}).status_code == 202
+        began = time.monotonic()
+        assert metric(site.a, 'croupier_up{part="store"}') == 0
+        assert not any("agent" in each for each in site.a.get("/readyz").json()["degraded"])
+        assert time.monotonic() - began < 3
+    finally:
+        redis_single.resume()
+    wait_for(lambda: site.a.get("/readyz").json()["degraded"] == [], 20)
+    wait_for(lambda: metric(site.a, 'croupier_reward_outcomes_total{outcome="applied",policy="adrift"}') == 1, 20)
+
+
+def test_what_does_not_belong_together_is_not_started_on(kafka: Broker, redis_single: Single) -> None:
+    first, second = place_of(kafka, redis_single), place_of(kafka, redis_single)
+    assert data.prepare(first, 2) == data.prepare(first, 0) == data.prepare(first, 2)
+    with pytest.raises(LayoutMismatch, match="has 2 partitions, not 3"):
+        data.prepare(first, 3)
+    data.prepare(second, 0)
+    with contextlib.closing(open_log(second.log)) as event_log:
+        assert event_log.shards == data.SHARDS_APART
+    with pytest.raises(LayoutMismatch, match="was made for another log"):
+        data.prepare(Place(first.log, second.store), 0)
+    with contextlib.closing(open_log(first.log, write=True)) as event_log:
+        event_log.append([(0, events.frame([]))])
+    with pytest.raises(LayoutMismatch, match=r"restore Redis from its backup, or .*croupier rebuild --log"):
+        data.prepare(Place(first.log, place_of(kafka, redis_single).store), 0)
+    assert data.prepare(first, 0)
+
+
+def test_servers_that_make_log_and_store_at_once_make_one(kafka: Broker, redis_single: Single) -> None:
+    place = place_of(kafka, redis_single)
+    with ThreadPoolExecutor(4) as pool:
+        ids = set(pool.map(lambda _: data.prepare(place, 2), range(4)))
+    assert len(ids) == 1
+    with contextlib.closing(open_store(place.store)) as store:
+        assert isinstance(store.manifest(), Manifest)
+        assert [head for _, head in store.lasts()] == [0, 0]
+
+
+def test_a_server_that_cannot_reach_them_says_so_in_one_sentence(tmp_path: Path) -> None:
+    log = "kafka://127.0.0.1:1/shop?security_protocol=SASL_PLAINTEXT&sasl_mechanism=PLAIN&sasl_plain_username=u"
+    command = [
+        sys.executable, "-c", SERVE, "serve", "--port=0", f"--data={tmp_path}",
+        f"--log={log}&sasl_plain_password=hunter2", "--store=redis://:hunter2@127.0.0.1:1/shop",
+    ]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert re.fullmatch(r"croupier: the event log kafka://127.0.0.1:1/shop cannot .*\n", found.stderr)
+    assert "hunter2" not in found.stderr + found.stdout
