@@ -29,6 +29,7 @@ class Proxy:
         self.connections = 0  # accepted since the start
         self._delay_s = 0.0
         self._open: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
@@ -84,8 +85,11 @@ class Proxy:
         else:
             self._flowing.clear()
         if listening and self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._tls)
+            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port, ssl=self._tls)
         elif not listening and self._server is not None:
+            # asyncio leaks a connection that was accepted in the turn before its server closes: let it arrive first.
+            self._loop.remove_reader(self._server.sockets[0].fileno())
+            await asyncio.sleep(0.005)
             self._server.close()
             self._server = None
             await self._reset()
@@ -107,10 +111,16 @@ class Proxy:
             for task in tasks:
                 task.cancel()
             await asyncio.sleep(0.01)
+        await self._reset()  # connections whose task was cancelled before its first step
+        await asyncio.sleep(0.01)
 
-    async def _accept(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+    def _accepted(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._open.add(near_out)
+        self._serving.add(task := self._loop.create_task(self._accept(near_in, near_out)))
+        task.add_done_callback(self._serving.discard)
+
+    async def _accept(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         try:
             far_in, far_out = await asyncio.open_connection("127.0.0.1", self.target_port)
             self._open.add(far_out)
