@@ -3,6 +3,7 @@
 It states what the log means: the reward contract, and what Diag-LinUCB and the counting of K-armed policies learn.
 """
 
+import copy
 import math
 import struct
 from collections import Counter, defaultdict
@@ -11,7 +12,7 @@ from zlib import crc32
 from bandits.graph import Graph
 from bandits.scalar import exp2
 from streaming import events, token
-from streaming.control import ControlError, ControlState, from_json
+from streaming.control import ControlError, ControlState, Restore, from_json
 from streaming.log import Record
 from streaming.shards import segments_of_shard, shard_of_item
 from tests.naive import arms
@@ -59,8 +60,10 @@ class NaiveShard:
     """Counts of outcomes, Diag-LinUCB's (b, d) per (policy, cluster, item id), plays and rewards per item id, and the
     slow twins of Banker's banks."""
 
-    def __init__(self, number: int, shards: int, blobs) -> None:
+    def __init__(self, number: int, shards: int, blobs, restored: dict[int, int] | None = None) -> None:
         self.number, self.shards, self.blobs = number, shards, blobs
+        self.restored = restored or {}  # number of a Restore -> the offset up to which its snapshot had read this shard
+        self.records: list[Record] = []
         self.control = ControlState()
         self.outcomes: Counter = Counter()
         self.edges: dict = defaultdict(lambda: [0.0, 0.0])
@@ -75,6 +78,7 @@ class NaiveShard:
         self.ids: dict = {}  # policy number -> {item number: id}
 
     def run(self, records: list[Record]) -> None:
+        self.records += records
         for record in records:
             control = events.control_of(record.data)
             if control is not None:
@@ -95,8 +99,9 @@ class NaiveShard:
             return
         before = {p.number: p for p in self.control.policies.values()}
         old = self.control.encode()
+        record = from_json(data)
         try:
-            policy = self.control.apply(n, from_json(data))
+            policy = self.control.apply(n, record)
         except ControlError:
             self.control = ControlState.decode(old)
             self.control.applied = n
@@ -105,6 +110,8 @@ class NaiveShard:
             return
         number = policy.number
         self.origin.setdefault(number, time_ms)
+        if isinstance(record, Restore):
+            self._restore(policy, self.restored[n])
         if policy.spec.is_diag:
             old_graph = ControlState.decode(old).policies.get(policy.name)
             if policy.graph is not None and (old_graph is None or old_graph.graph != policy.graph):
@@ -115,6 +122,27 @@ class NaiveShard:
                 if of == number and len(policy.items) > twin.K:
                     twin.grow(len(policy.items))
         assert number in before or policy.name in self.control.policies
+
+    def _restore(self, policy, head: int) -> None:
+        """What was learned of the policy up to `head`, and nothing since."""
+        then = NaiveShard(self.number, self.shards, self.blobs, self.restored)
+        then.run([record for record in self.records if record.offset < head])
+        number = policy.number
+        same = {item for n, item in self.ids[number].items() if then.ids[number].get(n) == item}
+        for table, old in ((self.plays, then.plays), (self.rewards, then.rewards)):
+            for key in [key for key in table if key[0] == number]:
+                del table[key]
+            table.update({key: old[key] for key in old if key[0] == number and key[-1] in same})
+        for edge in [edge for edge in self.edges if edge[0] == number]:
+            del self.edges[edge]
+        kept = [edge for edge in then.edges if edge[0] == number and edge[2] in same and edge in self.allowed]
+        self.edges.update({edge: list(then.edges[edge]) for edge in kept})
+        for key in [key for key in self.bankers if key[0] == number]:
+            del self.bankers[key]
+        self.bankers.update({key: copy.deepcopy(twin) for key, twin in then.bankers.items() if key[0] == number})
+        for key, twin in self.bankers.items():
+            if key[0] == number and len(policy.items) > twin.K:
+                twin.grow(len(policy.items))
 
     def _graph(self, policy, before) -> None:
         graph = Graph.from_bytes(self.blobs(policy.graph.blob))

@@ -6,22 +6,29 @@ from collections.abc import Callable
 import numpy as np
 
 from bandits.graph import Graph
-from streaming import events, token
+from streaming import events, restore, token
 from streaming.control import (
+    ControlError,
     ControlRecord,
+    ControlState,
     GraphPut,
     ItemDelete,
     ItemPut,
     PolicyDelete,
     PolicyPut,
     PolicySpec,
+    Restore,
     RewardContract,
+    SnapshotDrop,
+    SnapshotTake,
+    snapshot_label,
     to_json,
 )
 from streaming.errors import StaleCommit, StoreUnavailable
 from streaming.learner import Learner
 from streaming.log import CONTROL, Record
 from streaming.log.memory import MemoryLog
+from streaming.prepared import Here
 from streaming.shard import Shard
 from streaming.shards import shard_of_bank, shard_of_item
 from streaming.state import State
@@ -86,6 +93,9 @@ class Simulation:
         self.rewards_logged = [0] * self.n_shards
         self.crashes = 0
         self.lineage: dict[int, int] = {}
+        self.catalogue = ControlState()  # what an agent knows
+        self.restored: dict[int, list[int]] = {}  # number of a Restore -> the heads of its snapshot, by shard
+        self.restored_policies: list[str] = []
         self.graph_version = 0
 
     # ---------------------------------------------------------------------------------------------------- control
@@ -97,6 +107,12 @@ class Simulation:
         self.log.append([(CONTROL, data), *((shard, data) for shard in range(self.n_shards))])
         if self.rng.random() < 0.3:
             self.log.append([(int(self.rng.integers(self.n_shards)), data)])
+        before = self.catalogue.encode()
+        try:
+            self.catalogue.apply(self.n, record)
+        except ControlError:
+            self.catalogue = ControlState.decode(before)
+            self.catalogue.applied = self.n
         return self.n
 
     def graph(self, keep_items: bool = False) -> str:
@@ -126,9 +142,11 @@ class Simulation:
             number = self.control(PolicyPut(name, spec, ["a", "b", "c", "d"]))
             self.policies.append((name, number, spec))
 
+        self.control(SnapshotTake("x"))
+
     def meddle(self) -> None:
         """One change of the catalogue while everything runs."""
-        kind = int(self.rng.integers(6))
+        kind = int(self.rng.integers(11))
         films = self.policies[0][1]
         if kind == 0:
             self.control(GraphPut("films", self.graph(), keeps_clusters=True))
@@ -141,8 +159,45 @@ class Simulation:
             self.control(ItemDelete("beta", "b"))
         elif kind == 4:
             self.control(ItemPut("nowhere", "x"))
-        elif self.rng.random() < 0.2:
+        elif kind == 5 and self.rng.random() < 0.2:
             self.control(PolicyDelete("beta"))
+        elif kind == 6:
+            self.control(SnapshotTake(str(self.rng.choice(["x", "y", "z"]))))
+        elif kind == 7 and self.rng.random() < 0.3:
+            self.control(SnapshotDrop(str(self.rng.choice(["x", "y", "z"]))))
+        else:
+            self.restore(str(self.rng.choice([name for name, _, _ in self.policies])))
+
+    def restore(self, name: str) -> None:
+        """What an agent does: a blob for each shard from a snapshot, if there is one that is whole; then the record."""
+        if not self.catalogue.labels:
+            return
+        label = str(self.rng.choice(sorted(self.catalogue.labels)))
+        stored = snapshot_label(label, self.catalogue.labels[label])
+        copies = [[info for info in self.store.snapshots(s) if info.label == stored] for s in range(self.n_shards)]
+        first = Shard(0, self.n_shards, State(), self.store.get_blob)
+        first.step(self.records(0))
+        now = first.control.policies.get(name)
+        if now is None or not all(copies):
+            return
+        blobs = []
+        for shard, (info,) in enumerate(copies):
+            image = self.store.load_snapshot(info.name)
+            state = State()
+            state.load(image.parts.values(), [])
+            then = ControlState.decode(state["control"].tobytes()).policies.get(name)
+            try:
+                restore.check(then, now, label)
+            except restore.NotRestorable:
+                return
+            numbers = first.state[f"numbers/{now.number}"][:, 0] if now.graph else np.empty(0, np.uint32)
+            here = Here(shard, self.n_shards, state, self.store.get_blob)
+            blobs.append(self.store.put_blob(restore.make_blob(here, then, now, numbers)))
+        if self.rng.random() < 0.2:  # somebody is quicker
+            self.control(GraphPut("films", self.graph(), keeps_clusters=True))
+        n = self.control(Restore(name, label, now.number, now.graph.number if now.graph else 0, blobs))
+        self.restored[n] = [info.head for (info,) in copies]
+        self.restored_policies.append(name)
 
     # ------------------------------------------------------------------------------------------------------- events
 
@@ -255,6 +310,8 @@ class Simulation:
                 learner.fold()
             if self.rng.random() < 0.05 and learner.shard is not None:
                 learner.snapshot()
+            if learner.wants_labels:
+                learner.sync_labels()
         except Crash:
             self.crashes += 1
             self.learners[shard][which] = None
@@ -267,7 +324,7 @@ class Simulation:
         for _ in range(self.steps):
             self.now_ms += int(rng.choice([0, 5, 400, 3000, 30_000], p=[0.3, 0.4, 0.2, 0.08, 0.02]))
             actions: list[Callable[[], None]] = [self.decide, self.answer, self.meddle, self.poison]
-            actions[int(rng.choice(4, p=[0.5, 0.4, 0.06, 0.04]))]()
+            actions[int(rng.choice(4, p=[0.46, 0.36, 0.14, 0.04]))]()
             for _ in range(int(rng.integers(0, 4))):
                 self.poll(int(rng.integers(self.n_shards)), int(rng.random() < 0.2))
         for shard in range(self.n_shards):

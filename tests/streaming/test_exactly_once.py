@@ -27,7 +27,8 @@ def outcomes(state: State) -> Counter:
 
 
 def check_against_twin(simulation: Simulation, shard: int, state: State) -> None:
-    twin = NaiveShard(shard, simulation.n_shards, simulation.store.get_blob)
+    restored = {n: heads[shard] for n, heads in simulation.restored.items()}
+    twin = NaiveShard(shard, simulation.n_shards, simulation.store.get_blob, restored)
     twin.run(simulation.records(shard))
     counts = outcomes(state)
     assert counts == +twin.outcomes
@@ -117,3 +118,12 @@ def test_the_simulation_does_crash() -> None:
     for simulation in simulations:
         simulation.run()
     assert sum(simulation.crashes for simulation in simulations) > 5
+
+
+def test_the_simulation_does_restore() -> None:
+    simulations = [Simulation(seed) for seed in range(30)]
+    for simulation in simulations:
+        simulation.run()
+    assert sum(len(simulation.restored) for simulation in simulations) > 10
+    names = {policy for simulation in simulations for policy in simulation.restored_policies}
+    assert names == {"films", "banker", "classic", "beta"}
