@@ -19,6 +19,7 @@ COMMANDS = {
     "graph": ("graph", "Build the graph that a diag-linucb policy needs."),
     "evaluate": ("evaluate", "Compare policies on real and simulated problems, no server needed."),
     "replay": ("data", "Check that the parameters are what the log says, bit for bit."),
+    "rebuild": ("rebuild", "Make the parameters anew from the oldest snapshot and the log."),
     "export": ("data", "Write everything a data folder knows to one file."),
     "import": ("data", "Make a data folder from an export."),
     "doctor": ("data", "Look at a data folder: what is kept, why, and what is wrong."),

@@ -9,6 +9,8 @@ failed over, must all have left no trace.
 import itertools
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from streaming.contract import COLUMNS
 from streaming.errors import LayoutMismatch, LogUnavailable, NotFound, Trimmed
 from streaming.log import Clock, wall_clock
@@ -124,7 +126,7 @@ def _from(opened: OpenPlace, shard: int, snapshot: SnapshotInfo | None, progress
         progress(f"shard {shard}", at - start, stop - start)
     after = _outcomes(machine.state)
     outcomes = {name: after[name] - before[name] for name in COLUMNS}
-    differing = {name: _rows(machine.state, stored, name) for name in machine.state.equal(stored)}
+    differing = {name: rows_that_differ(machine.state, stored, name) for name in machine.state.equal(stored)}
     if stop == 0 and not image.parts and not image.deltas:
         differing = {}  # nothing was learned yet: the store has no tables at all
     return ShardReplay(shard, start, stop, snapshot.name if snapshot else None, records, outcomes, differing)
@@ -140,7 +142,7 @@ def _outcomes(state: State) -> dict[str, int]:
     return total
 
 
-def _rows(mine: State, theirs: State, name: str) -> int:
+def rows_that_differ(mine: State, theirs: State, name: str) -> int:
     """How many rows of a table differ; all of them where only one side has it, or the shapes differ."""
     if name not in mine or name not in theirs:
         return len((mine if name in mine else theirs)[name])
@@ -148,5 +150,5 @@ def _rows(mine: State, theirs: State, name: str) -> int:
     if a.dtype != b.dtype or a.shape[1] != b.shape[1]:
         return max(len(a), len(b))
     n = min(len(a), len(b))
-    same = sum(a[i].tobytes() == b[i].tobytes() for i in range(n))
-    return max(len(a), len(b)) - same
+    raw = [np.ascontiguousarray(each[:n]).view(np.uint8).reshape(n, -1) for each in (a, b)]
+    return max(len(a), len(b)) - int((raw[0] == raw[1]).all(axis=1).sum())
