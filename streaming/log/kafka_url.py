@@ -253,20 +253,28 @@ def _made(kind: Any, settings: dict[str, Any]) -> Any:
         for each in networks:
             with contextlib.suppress(Exception):
                 each.close()
-        raise (reasons.last or error) from None
+        raise reasons.best(error) from None
     finally:
         logging.getLogger("kafka.net.manager").removeHandler(reasons)
 
 
 class _Reasons(logging.Handler):
-    """Keeps the last exception that was logged."""
+    """Keeps the exceptions that were logged."""
 
-    last: Exception | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Exception] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        for each in record.args if isinstance(record.args, tuple) else ():
-            if isinstance(each, Exception):
-                self.last = each
+        self.seen += [each for each in record.args or () if isinstance(each, Exception)]
+
+    def best(self, error: BaseException) -> BaseException:
+        """The one that says most: a refused password, else the last that is more than a timeout, else `error`."""
+        from kafka.errors import KafkaTimeoutError, RequestTimedOutError, SaslAuthenticationFailedError
+
+        refused = [each for each in self.seen if isinstance(each, SaslAuthenticationFailedError)]
+        others = [each for each in self.seen if not isinstance(each, KafkaTimeoutError | RequestTimedOutError)]
+        return [error, *others, *refused][-1]
 
 
 @contextlib.contextmanager

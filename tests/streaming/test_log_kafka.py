@@ -375,9 +375,7 @@ def test_tls_and_passwords_pass_through_and_are_never_shown(guarded, opened, cap
     member = Membership(sasl(guarded))
     wait_for(lambda: member.shards() == {0, 1}, "a member of the group")
     member.close()
-    with pytest.raises(
-        LogUnavailable, match="SaslAuthenticationFailed.*check sasl_mechanism, user and password"
-    ) as caught:
+    with pytest.raises(LogUnavailable, match=r"SaslAuthenticationFailed.*check sasl_mechanism") as caught:
         open_log(sasl(guarded, "wrong-guess"))
     with pytest.raises(LogUnavailable) as without:
         open_log(f"kafka://{guarded.address('SASL_SSL')}/guarded")
