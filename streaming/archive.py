@@ -10,7 +10,8 @@ It is a zip file. It holds the signing keys, so that the ids of open decisions s
 What is imported serves the same parameters, in a data folder or on many machines, whichever it was exported from. The
 new place's log is a new one. Its control partition holds the whole control history, so numbers go on where they were;
 each shard's begins with an empty frame, and with the control records which that shard had not applied yet; both are
-learned at once. Each shard's parameters stand as a snapshot at offset 0, from which `replay` starts.
+learned at once. Each shard's parameters stand as a snapshot at offset 0, from which `replay` starts. Snapshots with a
+label are not exported, so the control history ends with records that delete them.
 
 A folder is made beside its final name and renamed: there is all of it or nothing. Where the parts are servers, the
 order of writing tells (`streaming.place.half_import` looks):
@@ -35,7 +36,7 @@ import msgspec
 import numpy as np
 
 from streaming import events, reshard
-from streaming.control import GraphPut, from_json
+from streaming.control import GraphPut, Restore, SnapshotDrop, from_json, to_json
 from streaming.errors import LayoutMismatch, StreamingError
 from streaming.learner import Learner, new_commit_id
 from streaming.log import CONTROL, Clock, EventLog, open_log, wall_clock
@@ -43,6 +44,7 @@ from streaming.place import (
     OpenPlace,
     Place,
     Progress,
+    control_after,
     control_history,
     control_of,
     live,
@@ -127,13 +129,14 @@ class ImportReport:
     place: Place
     shards: int
     policies: list[str]
+    labels: list[str]
 
     def lines(self) -> list[str]:
         names = ", ".join(self.policies) or "none"
-        return [
-            f"{self.place.name}: {self.shards} shards, {len(self.policies)} policies ({names})",
-            f"Start a server on it: croupier serve {self.place.options}",
-        ]
+        lines = [f"{self.place.name}: {self.shards} shards, {len(self.policies)} policies ({names})"]
+        if self.labels:
+            lines.append(f"An export has no labelled snapshots; these are gone here: {', '.join(self.labels)}")
+        return [*lines, f"Start a server on it: croupier serve {self.place.options}"]
 
 
 # ------------------------------------------------------------------------------------------------------------- export
@@ -214,8 +217,13 @@ def _log_time_ms(state: State) -> int:
 
 
 def _pending_blobs(history: list[bytes], applied: int) -> set[str]:
-    records = (from_json(data) for _, data, _ in live(history, applied))
-    return {record.blob for record in records if isinstance(record, GraphPut)}
+    blobs: set[str] = set()
+    for record in (from_json(data) for _, data, _ in live(history, applied)):
+        if isinstance(record, GraphPut):
+            blobs.add(record.blob)
+        elif isinstance(record, Restore):
+            blobs.update(record.blobs)
+    return blobs
 
 
 # ------------------------------------------------------------------------------------------------------------- import
@@ -251,6 +259,7 @@ def import_(
             )
         states = reshard.redistribute(states, shards, blobs.__getitem__)
     time_ms = max(head.log_time_ms for head in manifest.shards)
+    history, labels = _without_labels(history)
     knowledge = _Knowledge(states, history, blobs, time_ms)
     if folder is None:
         _make(place, knowledge, progress, clock)
@@ -258,7 +267,17 @@ def import_(
         folder = folder.absolute()
         place = Place.of_folder(folder)
         _make_folder(folder, knowledge, progress, clock)
-    return ImportReport(place, len(states), manifest.policies)
+    return ImportReport(place, len(states), manifest.policies, labels)
+
+
+def _without_labels(history: list[bytes]) -> tuple[list[bytes], list[str]]:
+    """The control records, and more that delete all labels: the copies they speak of stayed where they were."""
+    control, _ = control_after(history)
+    labels = sorted(control.labels)
+    drops = (
+        events.control_frame(n, to_json(SnapshotDrop(label))) for n, label in enumerate(labels, control.applied + 1)
+    )
+    return [*history, *drops], labels
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from streaming.contract import COLUMNS, POISONED
-from streaming.control import ControlError, ControlState, from_json
+from streaming.control import ControlState, label_of, snapshot_label
 from streaming.errors import LogUnavailable, NotFound, StreamingError
 from streaming.log import Clock, wall_clock
 from streaming.place import (
@@ -20,9 +20,9 @@ from streaming.place import (
     OpenPlace,
     Place,
     Progress,
+    control_after,
     control_history,
     control_of,
-    live,
     open_place,
     silent,
     state_of,
@@ -128,16 +128,8 @@ def _place(opened: OpenPlace, report: DoctorReport, progress: Progress, now_ms: 
 
 def _control(opened: OpenPlace, report: DoctorReport) -> int:
     """The number of the newest control record; reports which of them changed nothing, and why."""
-    state, ignored = ControlState(), []
     history = control_history(opened.log)
-    for n, data, _ in live(history):
-        before = state.encode()
-        try:
-            state.apply(n, from_json(data))
-        except ControlError as error:
-            ignored.append(f"{n} ({error})")
-            state = ControlState.decode(before)
-            state.applied = n
+    state, ignored = control_after(history)
     report.facts.append(
         f"control: {state.applied:,} records, {len(state.policies)} policies "
         f"({', '.join(sorted(state.policies)) or 'none'}), {len(state.keys)} signing keys"
@@ -158,7 +150,7 @@ def _shard(opened: OpenPlace, shard: int, newest: int, report: DoctorReport, now
         f"shard {shard}: log keeps offsets {start:,} to {end:,}, parameters include it up to {head:,}; "
         + _lag(opened, shard, head, end, now_ms, report),
         f"  kept: {_kept(unlabelled, start)}",
-        *_labelled(snapshots),
+        *_labelled(snapshots, control),
         f"  {_size(sum(state[name].nbytes for name in state.tables))} in {len(state.tables)} tables, "
         f"{len(image.deltas):,} commits since the base; {_tables(state)}",
         *_letters(state),
@@ -183,9 +175,15 @@ def _shard(opened: OpenPlace, shard: int, newest: int, report: DoctorReport, now
             )
 
 
-def _labelled(snapshots: list[SnapshotInfo]) -> list[str]:
-    kept = [f"{each.label} (offset {each.head:,}, {_size(each.size_bytes)})" for each in snapshots if each.label]
-    return [f"  labelled snapshots, kept until they are dropped: {', '.join(kept)}"] if kept else []
+def _labelled(snapshots: list[SnapshotInfo], control: ControlState) -> list[str]:
+    kept = [
+        f"{label_of(each.label)[0]} (offset {each.head:,}, {_size(each.size_bytes)})"
+        for each in snapshots
+        if each.label
+    ]
+    there = {each.label for each in snapshots}
+    kept += [f"{label} (not made yet)" for label, n in control.labels.items() if snapshot_label(label, n) not in there]
+    return [f"  labelled snapshots, kept until they are deleted: {', '.join(kept)}"] if kept else []
 
 
 def _lag(opened: OpenPlace, shard: int, head: int, end: int, now_ms: int, report: DoctorReport) -> str:

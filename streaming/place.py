@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streaming import events
-from streaming.control import ControlState
+from streaming.control import ControlError, ControlState, from_json
 from streaming.errors import LayoutMismatch, LogUnavailable, StoreUnavailable
 from streaming.log import CONTROL, Clock, EventLog, open_log, wall_clock
 from streaming.log.kafka_url import mask as masked
@@ -27,6 +27,7 @@ __all__ = [
     "Place",
     "Progress",
     "checked_manifest",
+    "control_after",
     "control_history",
     "control_of",
     "half_import",
@@ -178,6 +179,20 @@ def live(history: Iterable[bytes], applied: int = 0) -> Iterator[tuple[int, byte
         if record is not None and record[0] == applied + 1:
             applied += 1
             yield *record, data
+
+
+def control_after(history: Iterable[bytes]) -> tuple[ControlState, list[str]]:
+    """What all records of the control partition say together, and which of them had no effect, and why."""
+    state, ignored = ControlState(), []
+    for n, data, _ in live(history):
+        before = state.encode()
+        try:
+            state.apply(n, from_json(data))
+        except ControlError as error:
+            ignored.append(f"{n} ({error})")
+            state = ControlState.decode(before)
+            state.applied = n
+    return state, ignored
 
 
 def control_history(log: EventLog) -> list[bytes]:

@@ -17,7 +17,7 @@ import pytest
 from streaming import events, token
 from streaming.archive import ArchiveError, export, import_
 from streaming.contract import COLUMNS
-from streaming.control import ItemPut, to_json
+from streaming.control import ItemPut, SnapshotDrop, SnapshotTake, to_json
 from streaming.doctor import doctor
 from streaming.errors import LayoutMismatch, LogCorrupt, StreamingError
 from streaming.place import LOG_FILE, STORE_FILE, Place, control_of, open_place, state_of
@@ -169,6 +169,31 @@ def test_what_a_shard_had_not_applied_comes_with_the_new_log(world: World, tmp_p
     new = World(tmp_path / "new", fresh=False)
     assert [control_of(state).applied for state in new.states()] == [n, n]
     assert new.control(ItemPut("titles", "next")) == n + 1
+    new.close()
+    assert replay(new.place).equal
+
+
+def test_labels_are_deleted_by_an_import_since_their_copies_stay_behind(world: World, tmp_path: Path) -> None:
+    for label in ("early", "gone"):
+        world.control(SnapshotTake(label))
+    world.control(SnapshotDrop("gone"))
+    world.learn()
+    assert "early (not made yet)" in "\n".join(doctor(world.place).lines())
+    for learner in world.learners:
+        learner.sync_labels()
+    text = "\n".join(doctor(world.place).lines())
+    assert "labelled snapshots, kept until they are deleted: early (offset" in text
+    assert "gone (" not in text
+    export(world.place, tmp_path / "all.zip")
+    report = import_(tmp_path / "all.zip", Place.of_folder(tmp_path / "new"), clock=lambda: world.now_ms)
+    assert report.labels == ["early"]
+    new = World(tmp_path / "new", fresh=False)
+    assert [control_of(state).labels for state in new.states()] == [{}, {}]
+    assert [control_of(state).applied for state in new.states()] == [world.n + 1] * 2
+    for learner in new.learners:
+        learner.open()
+        learner.sync_labels()
+    assert [info.label for info in new.store.snapshots(0)] == [""]
     new.close()
     assert replay(new.place).equal
 
