@@ -72,7 +72,7 @@ RETRY_S = 0.2
 KEEP_S = 10.0
 GRAPHS_S = 600.0
 WORKER_SILENT_MS = 3_000
-FOLLOWER_SILENT_S = 2.0
+STORE_SILENT_S = 1.0
 REPLICA_WAIT_S = 1.0
 
 
@@ -102,7 +102,6 @@ class Agent:
         self.control_log: ControlLog
         self.is_process = False  # in a process of its own it ends with one of its threads, and is started again
         self._figures = metrics.Figures([0] * manifest.shards)
-        self._followed = 0.0
         self._failed = False
         self._said: dict[str, str] = {}
         self._stop = threading.Event()
@@ -123,7 +122,6 @@ class Agent:
         self._first_key()
         self.host[STORE] = THERE
         self.host[AGENT_BEAT] = self._clock()
-        self._followed = time.monotonic()
         for thread in self._threads:
             thread.start()
 
@@ -161,7 +159,7 @@ class Agent:
             if self.is_process and (self.writer.crashed or self._failed):
                 os._exit(1)
             self.host[AGENT_BEAT] = self._clock()
-            if time.monotonic() - self._followed > FOLLOWER_SILENT_S:
+            if (asked := self.replica.asked) and time.monotonic() - asked > STORE_SILENT_S:
                 self.host[STORE] = AWAY
             self._stop.wait(DUTY_S)
 
@@ -174,9 +172,8 @@ class Agent:
             try:
                 found = self.replica.poll()
                 self.replica.sweep()
-                self._followed = time.monotonic()
-                if self._followed >= next_duty:
-                    next_duty = self._followed + DUTY_S
+                if time.monotonic() >= next_duty:
+                    next_duty = time.monotonic() + DUTY_S
                     self.host[LOG_TIME] = max(shard.log_time_ms for shard in self.replica.shards)
                     self.host[STORE] = THERE
                     self._say("the parameter store", None)
@@ -184,7 +181,6 @@ class Agent:
                 if isinstance(error, StoreUnavailable):
                     self.host[STORE] = AWAY
                 self._say("the parameter store", error)
-                self._followed = time.monotonic()
                 self._stop.wait(RETRY_S)
             self._stop.wait(POLL_S if found else IDLE_POLL_S)
 

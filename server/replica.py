@@ -8,6 +8,7 @@ version of it; until then the former one stands, and what shards learn for table
 """
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class Replica:
         self.catalog = Catalog(0, manifest.shards, {}, [])
         self.shown = (0, 0)  # (control record, the generation of the catalog that shows it)
         self.reloads = 0
+        self.asked = 0.0  # time.monotonic() when the store was asked for news, 0 when it has answered
         self._published = False
         self._wait_until_ms = 0
 
@@ -85,7 +87,10 @@ class Replica:
         """Applies what was committed since the last call; returns the number of commits."""
         applied = 0
         control = False
-        for number, (shard, (last, _)) in enumerate(zip(self.shards, self._store.lasts(), strict=True)):
+        self.asked = time.monotonic()
+        lasts = self._store.lasts()
+        self.asked = 0.0
+        for number, (shard, (last, _)) in enumerate(zip(self.shards, lasts, strict=True)):
             if last == shard.last:
                 continue
             commits = self._store.changes(number, shard.last)
