@@ -1,10 +1,11 @@
 """JSON rewards a second through one router, and where its time goes: `python -m benchmarks.router [--quick]`.
 
-A real Kafka broker and a Redis of its own; the broker has the other core. The rewards topic is filled first, so that
-the router never waits for producers. `router` is what `croupier router` does, on one thread; the parts are measured
-on the same messages in the same run. CPU is the process's, so it includes the client's own thread.
+A real Kafka broker and a Redis of its own. The rewards topic is filled first, so that the router never waits for
+producers; then it runs as `croupier router` does, in one process, while the broker has the other core. The parts are
+measured on the same messages in the same run. CPU is the process's, so the Kafka client's own threads are in it.
 """
 
+import contextlib
 import sys
 import tempfile
 import threading
@@ -13,15 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from server.feedback import judge
+from server.feedback import Judged, judge
 from server.router import Router
-from server.router_kafka import DeadLetters, RewardsTopic
+from server.router_kafka import MESSAGES_MAX, DeadLetters, RewardsTopic
 from server.router_metrics import RouterMetrics
 from server.router_rows import Message, frames, sort
 from server.router_view import KnownPolicies
-from streaming.control import PolicyPut, PolicySpec
-from streaming.log import open_log
+from server.schemas import FeedbackRow, User
+from streaming.log import EventLog, open_log
 from streaming.log.kafka_topics import open_public_topics
 from streaming.log.kafka_url import KafkaUrl, kafka_producer, parse_kafka_url
 from streaming.store import open_store
@@ -34,20 +36,18 @@ DECISIONS = 2_000
 
 
 def bodies(host: Host, count: int) -> list[bytes]:
-    """One reward each, for the ten items of decisions of ten clusters: 219 characters of token."""
-    host.follow(PolicyPut("ads", PolicySpec("thompson-beta"), list("abcdefghij")))
+    """One reward each, for the ten items of decisions of ten clusters: tokens of 219 characters."""
     host.diag("films", random_graph(clusters=40, items=200, width=50), clusters_per_user=10)
     host.now_ms = time.time_ns() // 1_000_000
-    rng, made = __import__("numpy").random.default_rng(1), []
-    from server.schemas import User
-
+    rng = np.random.default_rng(1)
+    made = []
     for _ in range(DECISIONS):
         decision = host.recommend("films", k=10, user=User(embedding=rng.normal(size=4).tolist()))
-        made += [(decision.decision_id, item.id) for item in decision.items]
-    return [
-        msgspec.json.encode({"decision_id": made[i % len(made)][0], "item": made[i % len(made)][1], "reward": 1})
-        for i in range(count)
-    ]
+        made += [
+            msgspec.json.encode({"decision_id": decision.decision_id, "item": item.id, "reward": 1})
+            for item in decision.items
+        ]
+    return [made[i % len(made)] for i in range(count)]
 
 
 def fill(at: KafkaUrl, values: Sequence[bytes]) -> float:
@@ -63,93 +63,105 @@ def fill(at: KafkaUrl, values: Sequence[bytes]) -> float:
 
 
 class Limited(RewardsTopic):
-    """Ends the router after `count` messages."""
+    """Says stop after `count` messages; counts time from the first one."""
 
-    def __init__(self, at: KafkaUrl, count: int, stop: threading.Event) -> None:
+    def __init__(self, at: KafkaUrl, count: int) -> None:
         super().__init__(at)
-        self.left, self.stop, self.sizes = count, stop, list[int]()
-        self.began = 0.0
+        self.left = count
+        self.stop = threading.Event()
+        self.polls = 0
+        self.began = self.cpu = 0.0
 
     def poll(self, timeout_ms: int) -> list[Message]:
+        if not self.polls:
+            self.began, self.cpu = time.perf_counter(), time.process_time()
         found = super().poll(timeout_ms)
-        if found:
-            self.began = self.began or time.perf_counter()
-            self.sizes.append(len(found))
+        self.polls += bool(found)
         self.left -= len(found)
         if self.left <= 0:
             self.stop.set()
         return found
 
 
-def per_message_us(call: Callable[[], object], count: int) -> float:
+class Uncounted:
+    """Nothing is refused here."""
+
+    def refusal(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+def us(call: Callable[[], object], count: int) -> float:
+    """Time of the call in us, divided by `count`."""
     began = time.perf_counter()
     call()
     return (time.perf_counter() - began) / count * 1e6
 
 
-def run(quick: bool = False) -> dict[str, float]:
-    """All figures by name."""
-    count = 40_000 if quick else 200_000
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        broker = stack.enter_context(Broker(folder / "kafka"))
-        single = stack.enter_context(Single(folder / "redis", appendonly="yes"))
-        return measured(folder, broker, single, count)
+def consume(at: KafkaUrl, count: int) -> tuple[list[Message], dict[str, float]]:
+    """All messages, and what reading them costs."""
+    source = Limited(at, count)
+    messages: list[Message] = []
+    while not source.stop.is_set():
+        messages += source.poll(500)
+    wall, cpu = time.perf_counter() - source.began, time.process_time() - source.cpu
+    source.close()
+    return messages, {"consume_us": wall / count * 1e6, "consume_cpu_us": cpu / count * 1e6}
+
+
+def parts(messages: Sequence[Message], known: KnownPolicies, log: EventLog) -> dict[str, float]:
+    """us a message, of each thing that the router does between the poll and the commit."""
+    count = len(messages)
+    batches = [messages[i : i + MESSAGES_MAX] for i in range(0, count, MESSAGES_MAX)]
+
+    def judged(rows: Sequence[FeedbackRow]) -> Judged:
+        return judge(rows, known, Uncounted())
+
+    decoder = msgspec.json.Decoder(FeedbackRow | list[FeedbackRow])
+    rows = [decoder.decode(each.value or b"") for each in messages]
+    made = sort(batches[0], judged).by_shard
+    records = list(frames(made))
+    log.append(records)
+    return {
+        "decode_us": us(lambda: [decoder.decode(each.value or b"") for each in messages], count),
+        "judge_us": us(lambda: judged(rows), count),
+        "sort_us": us(lambda: [sort(batch, judged) for batch in batches], count),
+        "frames_us": us(lambda: list(frames(made)), len(batches[0])),
+        "append_us": us(lambda: [log.append(records) for _ in range(10)], 10 * len(batches[0])),
+    }
 
 
 def measured(folder: Path, broker: Broker, single: Single, count: int) -> dict[str, float]:
     url = f"kafka://{broker.bootstrap}/bench?one_broker=yes"
     at = parse_kafka_url(url)
-    log, store = open_log(url, SHARDS, write=True), open_store(f"{single.url.rstrip('/')}/bench")
-    open_public_topics(at, SHARDS)
-    host = Host(folder, SHARDS, log=log, store=store)
-    values = bodies(host, count)
-    figures = {"message_bytes": float(len(values[0])), "produced_per_s": fill(at, values)}
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(open_log(url, SHARDS, write=True)))
+        store = stack.enter_context(contextlib.closing(open_store(f"{single.url.rstrip('/')}/bench")))
+        open_public_topics(at, SHARDS)
+        host = Host(folder, SHARDS, log=log, store=store)
+        values = bodies(host, count)
+        figures = {"message_bytes": float(len(values[0])), "produced_per_s": fill(at, values)}
+        messages, found = consume(at, count)
+        known = KnownPolicies(store, log)
+        known.renew()
+        figures |= found | parts(messages, known, log)
+        source = Limited(at, count)
+        stack.callback(source.close)
+        metrics = RouterMetrics()
+        Router(log, known, source, DeadLetters(at), metrics, source.stop).run()
+        assert metrics.registry.get_sample_value("croupier_router_accepted_total") == count
+        figures["router_per_s"] = count / (time.perf_counter() - source.began)
+        figures["router_per_cpu_s"] = count / (time.process_time() - source.cpu)
+        figures["messages_a_poll"] = count / source.polls
+    return figures
 
-    alone = threading.Event()
-    consumer = Limited(KafkaUrl(at.servers, at.name, at.settings, at.replication, True), count, alone)
-    messages: list[Message] = []
-    cpu = time.process_time()
-    while not alone.is_set():
-        messages += consumer.poll(500)
-    taken = time.perf_counter() - consumer.began
-    figures["consume_us"] = taken / count * 1e6
-    figures["consume_cpu_us"] = (time.process_time() - cpu) / count * 1e6
-    consumer.close()
 
-    known = KnownPolicies(store, log)
-    known.renew()
-    decoder = msgspec.json.Decoder()
-    figures["json_us"] = per_message_us(lambda: [decoder.decode(each.value or b"") for each in messages], count)
-
-    class Uncounted:
-        def refusal(self, reason: str) -> None:
-            raise AssertionError(reason)
-
-    sorted_rows = [sort(messages[i : i + 5000], lambda rows: judge(rows, known, Uncounted())) for i in (0,)]
-    figures["sort_us"] = per_message_us(
-        lambda: [
-            sort(messages[i : i + 5000], lambda rows: judge(rows, known, Uncounted())) for i in range(0, count, 5000)
-        ],
-        count,
-    )
-    records = list(frames(sorted_rows[0].by_shard))
-    log.append(records)
-    figures["append_us"] = per_message_us(lambda: [log.append(records) for _ in range(10)], 10 * 5000)
-
-    stop = threading.Event()
-    source = Limited(at, count, stop)
-    router = Router(log, known, source, DeadLetters(at), RouterMetrics(), stop)
-    before, cpu = time.perf_counter(), time.process_time()
-    router.run()
-    after = time.perf_counter()
-    source.close()
-    figures["router_per_s"] = count / (after - source.began)
-    figures["router_per_cpu_s"] = count / (time.process_time() - cpu)
-    figures["join_s"] = source.began - before
-    figures["messages_a_batch"] = count / len(source.sizes)
-    log.close()
-    store.close()
+def run(quick: bool = False) -> dict[str, float]:
+    """All figures by name. About 25 s when quick, else a minute."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        broker = stack.enter_context(Broker(folder / "kafka"))
+        single = stack.enter_context(Single(folder / "redis", appendonly="yes"))
+        figures = measured(folder, broker, single, 40_000 if quick else 200_000)
     for name, figure in figures.items():
         print(f"{name:30s} {figure:>14,.2f}" if figure < 1_000 else f"{name:30s} {figure:>14,.0f}")
     return figures

@@ -33,7 +33,11 @@ BARS = [
     Bar("films", "MovieLens clicks, over full LinUCB's", "diag_over_linucb", ">=", 0.97),
     Bar("http", "durable rewards over HTTP, 500 a request", "feedback/rewards_per_s", ">=", 50e3, "/s"),
     Bar("http", "each of them applied once", "all_applied_once", "==", 1),
+    Bar("router", "JSON rewards routed, per core", "router_per_cpu_s", ">=", 10e3, "/s"),
     Bar("freshness", "acknowledged to visible, p99", "p99_ms", "<=", 100, "ms"),
+    Bar("redis", "commit of 100 cells: times a GET of 100 bytes", "*/commit_100_cells_over_get", "<=", 4.0),
+    Bar("redis", "commit of 1,000 cells: times a GET of 100 bytes", "*/commit_1000_cells_over_get", "<=", 7.0),
+    Bar("redis", "Redis's memory per edge, b and d", "*/bytes_per_edge", "<=", 20.0, "B"),
     Bar("startup", "exec to first recommendation", "first_recommendation_s", "<=", 1.5, "s"),
 ]
 
