@@ -13,7 +13,7 @@ import pytest
 
 from server.app import create_app
 from server.settings import Settings
-from streaming.folder import open_folder
+from streaming.place import Place, open_place
 from tests.server.conftest import BANKER, FILMS, TestClient, client_of, serving
 from tests.server.memory import MemoryEngine
 from tests.server.test_app import small_graph
@@ -64,7 +64,7 @@ def ready(site: Site) -> Iterator[TestClient]:
 
 def log_ends(data: Path) -> list[int]:
     """How many records each partition of the log has had, the control partition last."""
-    with open_folder(data) as folder:
+    with open_place(Place.of_folder(data)) as folder:
         return [folder.log.bounds(partition)[1] for partition in [*range(folder.log.shards), -1]]
 
 

@@ -8,9 +8,9 @@ import pytest
 from streaming import events
 from streaming.control import KeyAdd, to_json
 from streaming.errors import LayoutMismatch, LogUnavailable, NotFound, StaleCommit, StoreUnavailable, Trimmed
-from streaming.folder import state_of
 from streaming.learner import FOLD_COMMITS, Learner, trim
 from streaming.log.memory import MemoryLog
+from streaming.place import state_of
 from streaming.shard import UnknownRecord
 from streaming.store import NOTHING, Manifest
 from streaming.store.memory import MemoryStore
