@@ -1,6 +1,6 @@
 """Rebuild: a shard's parameters made anew from its oldest snapshot and the log, in place of those that are stored.
 
-    oldest automatic snapshot (or nothing, where the log is whole) -> the kept records -> to where the store is, or further
+    oldest automatic snapshot (or nothing, where the log is whole) -> the kept records -> the store's head, or further
     seize:   an empty commit after the store's last: whoever learns the shard is refused, and loads it again
     replace: one commit after that which drops every table and writes it as it should be
 

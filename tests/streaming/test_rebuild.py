@@ -1,0 +1,162 @@
+"""Rebuild on a real data folder: what was wrong becomes what the log says, beside learners that go on."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.learner_loop import LearnerLoop
+from streaming import events
+from streaming.control import SnapshotTake
+from streaming.errors import LayoutMismatch
+from streaming.learner import Learner
+from streaming.log import open_log
+from streaming.place import Place
+from streaming.rebuild import rebuild
+from streaming.replay import replay
+from streaming.state import State
+from streaming.store import Commit, Manifest, automatic, open_store
+from tests.streaming.world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path):
+    world = World(tmp_path / "data")
+    world.run()
+    world.learn()
+    yield world
+    world.close()
+
+
+def spoil(store, shard: int, table: str = "edges/2", row: int = 1) -> None:
+    """One bit of a stored parameter becomes another; a table and a row too many come into being."""
+    image = store.load(shard)
+    state = State()
+    state.load(image.parts.values(), [commit.delta for commit in image.deltas])
+    raw = state[table].view(np.uint64)
+    raw[row, 1] ^= 1
+    state.changed(table, np.array([row]))
+    state.write("edges/99", np.ones((70_000, 2)))
+    last, head = image.last
+    store.commit(shard, Commit(b"spoiled" + bytes(9), last, head, 0, 0, state.take_delta()))
+
+
+def test_what_differed_is_said_and_is_right_afterwards(world: World) -> None:
+    world.snapshot(keep=1)
+    world.run()
+    world.learn()
+    before = world.states()
+    spoil(world.store, 0)
+    world.learners[0].open()
+    world.run()
+    world.learn()  # learns on what is wrong, and folds it into the base
+    world.learners[0].fold()
+    assert not replay(world.place).equal
+    report = rebuild(world.place)
+    assert report.shards[0].differed == {"edges/2": 1, "edges/99": 70_000}
+    assert report.shards[1].differed == {}
+    assert report.shards[0].snapshot is not None
+    assert "DIFFERED" in "\n".join(report.lines())
+    assert replay(world.place).equal
+    assert before[0].equal(world.states()[0])  # more was learned since
+    for learner in world.learners:
+        learner.open()
+        learner.fold()  # nothing of the table that was dropped is left in the base
+        assert not any(name.startswith("edges/99") for name in learner.store.load(learner.number).parts)
+    world.run()
+    world.learn()
+    assert replay(world.place).equal
+
+
+def test_one_shard_from_a_log_that_is_whole_and_nothing_to_say(world: World) -> None:
+    last = world.store.lasts()
+    report = rebuild(world.place, [1])
+    assert [(each.shard, each.start, each.snapshot, each.differed) for each in report.shards] == [(1, 0, None, {})]
+    assert world.store.last(0) == last[0]
+    assert world.store.last(1)[0] != last[1][0]
+    assert replay(world.place).equal
+    with pytest.raises(ValueError, match="shard 7: there are 0 to 1"):
+        rebuild(world.place, [7])
+
+
+def test_it_goes_beyond_a_store_that_no_learner_has_kept_up(world: World) -> None:
+    world.run()
+    rebuild(world.place)
+    assert [head for _, head in world.store.lasts()] == world.log.ends()[:-1]
+    assert replay(world.place).equal
+
+
+def test_later_snapshots_that_are_wrong_go_and_those_with_a_label_are_named(world: World) -> None:
+    world.snapshot()
+    right = automatic(world.store, 0)[0].name
+    spoil(world.store, 0)
+    world.control(SnapshotTake("mine"))
+    for learner in world.learners:
+        learner.open()
+    world.run()
+    world.learn()
+    world.snapshot()
+    for learner in world.learners:
+        learner.sync_labels()
+    wrong = automatic(world.store, 0)[1].name
+    world.run()
+    world.learn()
+    (shard, other) = rebuild(world.place).shards
+    assert shard.dropped == [wrong]
+    assert len(shard.wrong_labels) == 1
+    assert "-mine@" in shard.wrong_labels[0]
+    assert (other.dropped, other.wrong_labels) == ([], [])
+    assert [info.name for info in automatic(world.store, 0)] == [right]
+    assert replay(world.place).equal
+
+
+def test_it_refuses_a_log_that_was_trimmed_too_far(world: World) -> None:
+    world.snapshot(keep=1)
+    world.run()
+    world.learn()
+    world.log.trim(0, automatic(world.store, 0)[0].head + 2)
+    with pytest.raises(LayoutMismatch, match=r"shard 0: the log .* no longer holds"):
+        rebuild(world.place)
+
+
+def test_beside_a_busy_learner_of_a_large_shard(tmp_path: Path) -> None:
+    """A million edges, a learner that commits all the time and takes snapshots, and one bit that is wrong."""
+    data = tmp_path / "data"
+    data.mkdir()
+    place = Place.of_folder(data)
+    log, store = open_log(place.log, 1, write=True), open_store(place.store)
+    store.create(Manifest("s", log.id, 1, 1))
+    log.append([(0, events.frame([]))])
+    first = Learner(0, log, store)
+    first.poll()
+    assert first.shard is not None
+    first.shard.state.write("edges/2", np.random.default_rng(1).random((1_000_000, 2)))
+    log.append([(0, events.frame([]))])
+    first.poll()
+    first.snapshot()
+    spoil(store, 0, row=777_777)
+    loop = LearnerLoop(log, store, snapshot_interval_s=1e6)
+    running = threading.Thread(target=loop.run)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.wait(0.001):
+            log.append([(0, events.frame([]))])
+
+    writing = threading.Thread(target=write)
+    running.start()
+    writing.start()
+    try:
+        report = rebuild(place)
+    finally:
+        stop.set()
+        writing.join()
+        loop.stop.set()
+        running.join()
+    assert report.shards[0].differed == {"edges/2": 1, "edges/99": 70_000}
+    assert loop.counts.refused > 0
+    assert store.last(0)[1] == log.ends()[0]
+    assert replay(place).equal
+    log.close()
+    store.close()
