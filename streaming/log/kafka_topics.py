@@ -109,7 +109,16 @@ def check_same_log(at: KafkaUrl, id: str) -> None:
 
 
 def _asked(admin: Any, names: list[str]) -> list[dict[str, Any]]:
-    return [topic for topic in admin.describe_topics(names) if not topic["error_code"]]
+    """Those of the topics that are there."""
+    from kafka.errors import UnknownTopicOrPartitionError, for_code
+
+    found = [
+        topic for topic in admin.describe_topics(names) if topic["error_code"] != UnknownTopicOrPartitionError.errno
+    ]
+    for topic in found:
+        if topic["error_code"]:
+            raise for_code(topic["error_code"])(topic["name"])
+    return found
 
 
 def _described(admin: Any, at: KafkaUrl) -> dict[str, dict[str, Any]]:
@@ -196,6 +205,11 @@ def _check_settings(admin: Any, at: KafkaUrl) -> None:
 
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in (at.events, at.control)]
     for name, settings in admin.describe_configs(resources, config_filter="all")["topic"].items():
+        if not settings:
+            raise LogUnavailable(
+                f"Kafka does not show the settings of the topic {name} to this user: grant it DescribeConfigs, for a "
+                "topic with settings that lose rewards must be refused"
+            )
         values = {key: str(entry["value"]) for key, entry in settings.items()}
         for setting, wanted, why in refusals(values, at.one_broker):
             raise LayoutMismatch(

@@ -279,12 +279,17 @@ class _Reasons(logging.Handler):
 
 @contextlib.contextmanager
 def asking(at: KafkaUrl, what: str) -> Iterator[None]:
-    """Turns what the client raises in the block into LogUnavailable with a sentence; ours pass as they are."""
-    from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError
+    """Turns what the client raises in the block into LogUnavailable with a sentence; ours pass as they are.
+
+    Settings that contradict each other are the URL's fault: ValueError.
+    """
+    from kafka.errors import AuthorizationError, KafkaConfigurationError, KafkaError, SaslAuthenticationFailedError
 
     _quiet()
     try:
         yield
+    except KafkaConfigurationError as error:
+        raise ValueError(at.without_secrets(f"{at.shown}: {error}")) from None
     except SaslAuthenticationFailedError as error:
         remedy = "check sasl_mechanism, user and password"
         raise LogUnavailable(_sentence(at, what, error, remedy)) from None
@@ -295,7 +300,7 @@ def asking(at: KafkaUrl, what: str) -> Iterator[None]:
 
 
 def _sentence(at: KafkaUrl, what: str, error: BaseException, remedy: str) -> str:
-    said = str(error) or type(error).__name__
+    said = str(error)[:300] or type(error).__name__
     return at.without_secrets(f"the event log {at.shown} cannot {what}: {said}: {remedy}; trying again is safe")
 
 
