@@ -68,6 +68,7 @@ class RedisStore:
         self._keys = Keys(address.name)
         self._link = Link(address)
         self._manifest: Manifest | None = None
+        self._lasts: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self._entries: dict[int, dict[bytes, bytes]] = {}
         try:
@@ -135,9 +136,10 @@ class RedisStore:
     def lasts(self) -> list[tuple[bytes, int]]:
         """See `ParameterStore.lasts`."""
         manifest = self.manifest()
-        shards = range(manifest.shards if manifest else 0)
-        found = self._link.many([("GET", self._keys.shard(shard).last) for shard in shards])
-        return [self._positioned(shard, data)[:2] for shard, data in zip(shards, found, strict=True)]
+        if len(self._lasts) != (manifest.shards if manifest else 0):
+            self._lasts = tuple(self._keys.shard(shard).last for shard in range(manifest.shards if manifest else 0))
+        found = self._link.gets(self._lasts)
+        return [self._positioned(shard, data)[:2] for shard, data in enumerate(found)]
 
     def commit(self, shard: int, commit: Commit) -> None:
         """See `ParameterStore.commit`."""

@@ -40,9 +40,11 @@ from streaming.store import NOTHING, Commit
 
 FIRST_ENTRY = b"0-0"
 """Before every entry of a stream."""
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 2 << 20
 """About as much as one command or its answer carries, so that none holds up the others for long."""
 PIECE_LIFE_S = 3600
+MOST_BYTES = 500 << 20
+"""Redis refuses a value of more than 512 MiB (proto-max-bulk-len)."""
 COMPRESSED_FROM = 256 << 10
 """Deltas of at least so many bytes are compressed: a new graph's edges are mostly alike."""
 
@@ -118,13 +120,19 @@ def position(data: bytes) -> Position:
 
 
 def commit_fields(commit: Commit) -> list[bytes]:
-    """The fields and values of a commit's stream entry."""
+    """The fields and values of a commit's stream entry. ValueError where Redis would not take one so large."""
     c = commit
     header = _HEADER.pack(c.id, c.after, c.head, c.log_time_ms, c.first_time_ms)
     header += _CRC.pack(zlib.crc32(c.delta, zlib.crc32(header)))
     if len(c.delta) < COMPRESSED_FROM:
         return [b"h", header, b"d", c.delta]
-    return [b"h", header, b"z", zlib.compress(c.delta, 1)]
+    compressed = zlib.compress(c.delta, 1)
+    if len(compressed) > MOST_BYTES:
+        raise ValueError(
+            f"a commit of {len(c.delta)} bytes, {len(compressed)} compressed: Redis takes {MOST_BYTES} at most. A "
+            "whole table was written at once; export and import with more shards"
+        )
+    return [b"h", header, b"z", compressed]
 
 
 def commit_of(fields: dict[bytes, bytes]) -> Commit:

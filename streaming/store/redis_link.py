@@ -59,6 +59,7 @@ class Link:
         self._pid = 0
         self._clustered: bool | None = None
         self._client: Redis | RedisCluster | None = None
+        self._plan: _Plan | None = None
 
     def close(self) -> None:
         with self._lock:
@@ -78,6 +79,24 @@ class Link:
             for command in commands:
                 pipe.execute_command(*command)
             return list(pipe.execute())
+
+    def gets(self, keys: tuple[str, ...]) -> list[bytes | None]:
+        """The values of many keys, of a cluster's nodes all asked at once.
+
+        Polls are made of this, so a cluster's commands are packed once and kept; redis-py's own pipeline, which takes
+        ten times as long, does it where the cluster has changed.
+        """
+        with self._explained():
+            client: Any = self._connected()
+            if not isinstance(client, RedisCluster):
+                return list(client.execute_command("MGET", *keys)) if keys else []
+            try:
+                if self._plan is None or self._plan.client is not client or self._plan.keys != keys:
+                    self._plan = _Plan(client, keys)
+                return self._plan.run()
+            except (RedisError, RedisClusterException, OSError):
+                self._plan = None
+        return self.many([("GET", key) for key in keys])
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """What a script returns. All keys carry one hash tag."""
@@ -209,6 +228,44 @@ class Link:
                 f"{self.address} has keys named {self.address.name} that are not a store of croupier: ({text})"
             )
         return StoreUnavailable(f"{self.address} cannot be used now: {text or type(error).__name__}")
+
+
+class _Plan:
+    """GETs of the same keys again and again: per node its connections, the packed commands, where the answers go."""
+
+    def __init__(self, client: RedisCluster, keys: tuple[str, ...]) -> None:
+        self.client, self.keys = client, keys
+        places: dict[str, list[int]] = {}
+        pools: dict[str, Any] = {}
+        for place, key in enumerate(keys):
+            node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
+            places.setdefault(node.name, []).append(place)
+            pools[node.name] = client.get_redis_connection(node).connection_pool
+        self._nodes: list[tuple[Any, list[bytes], list[int]]] = []
+        for name, pool in pools.items():
+            connection = pool.get_connection()
+            packed = connection.pack_commands([("GET", keys[place]) for place in places[name]])
+            pool.release(connection)
+            self._nodes.append((pool, packed, places[name]))
+
+    def run(self) -> list[bytes | None]:
+        found: list[bytes | None] = [None] * len(self.keys)
+        open_: list[tuple[Any, Any]] = []
+        try:
+            for pool, packed, _ in self._nodes:
+                open_.append((pool, pool.get_connection()))
+                open_[-1][1].send_packed_command(packed)
+            for (_, connection), (_, _, places) in zip(open_, self._nodes, strict=True):
+                for place in places:
+                    found[place] = connection.read_response()
+        except BaseException:
+            for _, connection in open_:
+                connection.disconnect()  # answers may be on their way still
+            raise
+        finally:
+            for pool, connection in open_:
+                pool.release(connection)
+        return found
 
 
 _Kinds = tuple[type[Exception], ...]
