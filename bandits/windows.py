@@ -4,7 +4,8 @@
     state[ring + 1 + 3 j]    when bucket j closes, ms (0: empty);  + 1: decisions in it;  + 2: sum of their rewards
 
 A bucket spans 1/32 of the window in decision time and closes when the window of its last decision has. At most 34 are
-open at once while the window stays the same; after a change two may share a slot, which then closes with the later one.
+open at once while the window stays the same. After a change two may share a slot, which then closes with the later one;
+so may decisions that come to the log only after their window, and those of 34 buckets later.
 """
 
 from numba import njit

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import pickle
 import random
 import shutil
 import tempfile
@@ -162,8 +163,9 @@ def stage(site: Site, seed: int, keep: Path | None = None) -> Iterator[Stage]:
     made: Stage | None = None
     sound = False
     try:
-        team.start()
+        team.begin()
         made = Stage(team, seed)
+        team.start()
         set_up(team, made.policies)
         yield made
         sound = not made.failed
@@ -173,6 +175,8 @@ def stage(site: Site, seed: int, keep: Path | None = None) -> Iterator[Stage]:
         team.close()
         if not sound and keep is not None:
             shutil.copytree(folder / "team", keep, dirs_exist_ok=True, ignore=shutil.ignore_patterns("data-*", "run-*"))
+            if made is not None:
+                (keep / "records.pickle").write_bytes(pickle.dumps(made.tail.records))
         shutil.rmtree(folder, ignore_errors=True)
         site.heal()
         site.forget(name)

@@ -1,7 +1,6 @@
 """The processes of a run: Kafka and Redis Cluster for all runs, and teams of croupier's own processes."""
 
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ import psutil
 from kafka import KafkaAdminClient
 from redis import RedisCluster
 
-from streaming.log.kafka import KafkaLog
+from streaming.store import automatic
 from streaming.store.redis import RedisStore
 from tests.parts.host import Process, free_ports, wait_for
 from tests.parts.kafka import Broker, client
@@ -19,6 +18,7 @@ from tests.parts.redis import Cluster
 
 SHARDS = 4
 FLUSH_MS = 20
+SNAPSHOT_S, KEPT = 5, 4
 SESSION_S = 2.0  # of the learners' group: short, so that a dead learner is missed within a run
 CODE = "import sys; sys.argv[0] = 'croupier'; from server.cli import main; main()"
 
@@ -88,13 +88,14 @@ class Server:
 
 
 class Team:
-    """The croupier processes of one name: two servers, `learners` learners, a router. `start` them, `close` in the end.
+    """The croupier processes of one name: two servers, two learners, a router. `close` ends what was started.
 
-    `snapshot_s` is short, so that folds, snapshots and trims happen under the faults, and long enough that a tail reads
-    each record before it is trimmed.
+    `begin` starts the servers, which make the log and the store, `start` the others. Snapshots are taken every few
+    seconds, so that folds, snapshots and trims happen under the faults. A log is trimmed behind the oldest snapshot
+    kept: once each shard has one, records stay for several more, long enough for a tail to read them.
     """
 
-    def __init__(self, site: Site, name: str, folder: Path, learners: int = 2, snapshot_s: float = 15.0) -> None:
+    def __init__(self, site: Site, name: str, folder: Path) -> None:
         self.site, self.name, self.folder = site, name, folder
         folder.mkdir(parents=True)
         self.log_url = (
@@ -102,14 +103,12 @@ class Team:
             f"&heartbeat_interval_ms={SESSION_S * 250:.0f}"
         )
         self.store_url = f"{site.cluster.url.rstrip('/')}/{name}"
-        self._snapshot_s = snapshot_s
         self.servers = [Server(number, self) for number in range(2)]
         self.learners: list[Process] = []
         self.metrics_of: dict[Process, int] = {}
-        for _ in range(learners):
+        for _ in range(2):
             self.new_learner()
         self.router = self.croupier("router", "router", f"--metrics-port={free_ports(1)[0]}")
-        self.log: KafkaLog
         self.store: RedisStore
 
     def croupier(self, who: str, command: str, *flags: str) -> Process:
@@ -122,21 +121,25 @@ class Team:
         port = free_ports(1)[0]
         made = self.croupier(
             f"learner-{len(self.learners)}", "learner", f"--metrics-port={port}",
-            f"--snapshot-interval-s={self._snapshot_s}",
+            f"--snapshot-interval-s={SNAPSHOT_S}", f"--keep-snapshots={KEPT}",
         )  # fmt: skip
         self.learners.append(made)
         self.metrics_of[made] = port
         return made
 
-    def start(self) -> None:
-        """Returns when both servers are ready and every shard is learned."""
+    def begin(self) -> None:
+        """Returns when the first server is ready; the other one is on its way."""
         self.servers[0].process.start()
         wait_for(self.servers[0].ready, "the first server is ready", 60)
-        for process in (self.servers[1].process, *self.learners, self.router):
+        self.servers[1].process.start()
+        self.store = RedisStore(self.store_url)
+
+    def start(self) -> None:
+        """Returns when both servers are ready and every shard was learned and has a snapshot."""
+        for process in (*self.learners, self.router):
             process.start()
         wait_for(self.servers[1].ready, "the second server is ready", 60)
-        self.log = KafkaLog(self.log_url)
-        self.store = RedisStore(self.store_url)
+        wait_for(lambda: all(automatic(self.store, shard) for shard in range(SHARDS)), "shards have snapshots", 60)
 
     def counted(self, learner: Process, name: str) -> float:
         """A counter of a learner's /metrics; NaN while it does not answer."""
@@ -156,11 +159,6 @@ class Team:
         for server in self.servers:
             wait_for(server.ready, f"server {server.number} is ready again", 60)
 
-    def learned(self) -> bool:
-        """Whether the store includes everything that is in the log."""
-        heads = [head for _, head in self.store.lasts()]
-        return heads == self.log.ends()[:SHARDS]
-
     def close(self) -> None:
         for server in self.servers:
             server.http.close()
@@ -168,7 +166,5 @@ class Team:
         for process in processes:
             process.resume() if process.paused else None
             process.kill()
-        time.sleep(0.05)  # children of a killed supervisor end with it
-        for handle in (getattr(self, "log", None), getattr(self, "store", None)):
-            if handle is not None:
-                handle.close()
+        if hasattr(self, "store"):
+            self.store.close()

@@ -33,6 +33,7 @@ SLACK_S = 1.0  # beyond the flush window: what a starved process may add before 
 RETURN_S = 10.0  # a server that was started is back, and nothing is said to be away any more
 SILENCE_S = 6.0  # what is away for longer must be said
 LOG_TROUBLES = {"broker killed", "broker stopped", "log away"}
+LOG_AWAY, STORE_AWAY, AGENT_AWAY = "The event log is away", "The parameter store is away", "The agent is away"
 STORE_TROUBLES = {"master killed", "network", "store away"}
 
 
@@ -215,28 +216,34 @@ def _waiting_since(kill: Happened, happened: list[Happened]) -> float:
 
 def truth(ledger: Ledger, happened: list[Happened]) -> Iterator[str]:
     """/readyz names what is away while it is away, and only then."""
-    for sentence, troubles in (
-        ("The event log is away", LOG_TROUBLES | {"server killed", "agent killed"}),
-        ("The parameter store is away", STORE_TROUBLES | {"server killed", "agent killed"}),
-        ("The agent is away", {"server killed", "agent killed"}),
-    ):
-        spans = [(each.began, each.ended) for each in happened if each.name in troubles]
-        said = [each for each in ledger.health if any(text.startswith(sentence) for text in each.degraded or ())]
-        for each in said:
-            if not any(began <= each.at <= ended + RETURN_S for began, ended in spans):
+    killed = {"server killed", "agent killed"}  # the one that starts again waits for what is away, and says so
+    for sentence, troubles in ((LOG_AWAY, LOG_TROUBLES), (STORE_AWAY, STORE_TROUBLES), (AGENT_AWAY, killed)):
+        spans = list(_spans(happened, troubles | killed))
+        for each in ledger.health:
+            said = any(text.startswith(sentence) for text in each.degraded or ())
+            if said and not any(began <= each.at <= ended + RETURN_S for began, ended in spans):
                 yield f"server {each.server} said {each.degraded} while nothing was wrong"
                 break
-    for sentence, troubles in (
-        ("The event log is away", LOG_TROUBLES),
-        ("The parameter store is away", {"store away"}),
-    ):
+    for sentence, troubles in ((LOG_AWAY, LOG_TROUBLES), (STORE_AWAY, {"store away"})):
         for trouble in happened:
             if trouble.name not in troubles or trouble.ended - trouble.began < SILENCE_S:
                 continue
             for server in (0, 1):
                 heard = [h for h in ledger.health if h.server == server and trouble.began <= h.at <= trouble.ended]
-                if heard and not any(text.startswith(sentence) for h in heard for text in h.degraded or ()):
+                said = [text for h in heard for text in h.degraded or ()]
+                if heard and not any(text.startswith((sentence, AGENT_AWAY)) for text in said):
                     yield f"server {server} did not say {sentence!r} during {trouble.name}: {trouble.note}"
+
+
+def _spans(happened: list[Happened], names: set[str]) -> Iterator[tuple[float, float]]:
+    """(began, ended) of the troubles of these names; what begins within RETURN_S of an end prolongs it."""
+    for trouble in happened:
+        if trouble.name in names:
+            ended = trouble.ended
+            for other in happened:  # in the order in which they began
+                if trouble.began <= other.ended and other.began <= ended + RETURN_S:
+                    ended = max(ended, other.ended)
+            yield trouble.began, ended
 
 
 def same_everywhere(team: Team) -> Iterator[str]:

@@ -49,7 +49,7 @@ class Reserve:
         self.K, self.c = n_arms, c
         self.pool, self.A = [0.0] * n_arms, [0.0] * n_arms
         self.V, self.Q, self.Qmax, self.C, self.m, self.n, self.t = 2.0, 0.0, 0.0, 0.0, None, 0.0, 0
-        self.buckets = {}  # when it closes -> [decisions, rewards]
+        self.buckets = {}  # slot of the ring -> [when it closes, decisions, rewards]
 
     def chances(self):
         return log_barrier(self.pool)
@@ -62,6 +62,9 @@ class Reserve:
     def borrow(self, V):
         self.pool = [y * self.V / V for y in self.pool]
         self.V = V
+
+    def closing(self, slot):
+        return self.buckets[slot][0], slot
 
     def teach(self, a, loss, op):
         if abs(loss) > self.C:
@@ -84,8 +87,8 @@ class Reserve:
             self.borrow(V)
 
     def learn(self, op):
-        for closes in sorted(t for t in self.buckets if t <= op["log_time_ms"]):
-            k, total = self.buckets.pop(closes)
+        for slot in sorted((s for s, b in self.buckets.items() if b[0] <= op["log_time_ms"]), key=self.closing):
+            _, k, total = self.buckets.pop(slot)
             if k > 0:
                 self.m += min(1.0, 2 * k / (min(self.n, 100.0) + k)) * (total / k - self.m)
                 self.n += k
@@ -99,10 +102,12 @@ class Reserve:
             self.m = new
         self.t += bool(first)
         width = max(1, -(-int(op["window_ms"]) // 32))
-        closes = (int(op["time_ms"]) // width + 1) * width + int(op["window_ms"])
-        bucket = self.buckets.setdefault(closes, [0.0, 0.0])
-        bucket[0] += bool(first)
-        bucket[1] += new - old
+        number = int(op["time_ms"]) // width
+        closes = (number + 1) * width + int(op["window_ms"])
+        bucket = self.buckets.setdefault(number % 34, [closes, 0.0, 0.0])
+        bucket[0] = max(bucket[0], closes)  # one that came to the log after its window may meet a later one
+        bucket[1] += bool(first)
+        bucket[2] += new - old
         if op["p"] > 0:
             self.teach(int(op["arm"]), (self.m - new) if first else old - new, op)
         return op["p"] > 0
