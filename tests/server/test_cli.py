@@ -43,7 +43,7 @@ def test_help_names_every_command_and_each_has_examples() -> None:
         help = run(name, "--help")
         assert help.exit_code == 0
         assert "Example" in help.output, name
-        assert ("Commands:" in help.output) == (name in ("policy", "graph", "evaluate"))
+        assert ("Commands:" in help.output) == (name in ("policy", "graph", "evaluate", "snapshot"))
 
 
 def test_help_of_serve_has_every_setting() -> None:
