@@ -22,3 +22,17 @@ def test_every_outcome_is_documented() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     for outcome in OUTCOMES:
         assert f"`{outcome}`" in page, outcome
+
+
+def test_the_router_s_metrics_and_reasons_are_documented() -> None:
+    from typing import get_args
+
+    from server.router_rows import NOT_JSON
+    from server.schemas import RefusalReason
+
+    source = (ROOT / "server" / "router_metrics.py").read_text()
+    page = (ROOT / "docs" / "router.md").read_text()
+    exported = set(re.findall(r'"(croupier_router_[a-z_]+)"', source))
+    assert exported == set(re.findall(r"`(croupier_router_[a-z_]+)", page))
+    for reason in (NOT_JSON, *get_args(RefusalReason)):
+        assert f"| `{reason}` |" in page, reason
