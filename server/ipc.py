@@ -85,6 +85,7 @@ class AgentServer:
         self._agent = agent
         self._loop = asyncio.get_running_loop()
         self._calls = concurrent.futures.ThreadPoolExecutor(8, "call")
+        self._scrapes = concurrent.futures.ThreadPoolExecutor(1, "scrape")  # they wait for nobody who changes something
         self._connections: set[Frames] = set()
         self._server: asyncio.Server | None = None
 
@@ -99,7 +100,8 @@ class AgentServer:
             self._server.close()
         for connection in list(self._connections):
             connection.close()
-        self._calls.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._calls, self._scrapes):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _connected(self) -> Frames:
         connection = Frames(self._received, self._connections.discard)
@@ -127,8 +129,9 @@ class AgentServer:
 
     async def _call(self, connection: Frames, number: int, body: bytes) -> None:
         method, args = msgspec.msgpack.decode(body)
+        pool = self._scrapes if method == "metrics" else self._calls
         try:
-            result = await self._loop.run_in_executor(self._calls, self._agent.call, method, args)
+            result = await self._loop.run_in_executor(pool, self._agent.call, method, args)
         except Problem as problem:
             connection.send(PROBLEM, number, _packed(problem))
         except StreamingError as error:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from server import errors
 from server.outbox import Batch
-from server.shared import AWAY, LOG, THERE, HostFile
+from server.shared import AWAY, LOG, THERE, UNTRIED, HostFile
 from streaming import events
 from streaming.errors import LogCorrupt, LogUnavailable
 from streaming.log import EventLog
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Done = Callable[[Exception | None], None]
 FRAME_BYTES_MAX = 1 << 20
 APPEND_BYTES_MAX = 16 << 20
+APPEND_BYTES_APART_MAX = 4 << 20  # over a slow network too it is there within the seconds that an append has
 QUEUE_BYTES_MAX = 256 << 20
 RETRY_S = 0.25
 GATHER_S = 0.001  # between the starts of two appends: many small ones would cost more than what they hold
@@ -70,6 +71,7 @@ class Writer:
         self._log = event_log
         self._host = host
         self._whole = whole
+        self._append_max = APPEND_BYTES_MAX if whole else APPEND_BYTES_APART_MAX
         self._queue: deque[Work] = deque()
         self._size = 0
         self._wake = threading.Condition()
@@ -84,6 +86,7 @@ class Writer:
         return self.failure is not None and not isinstance(self.failure, LogCorrupt)
 
     def start(self) -> None:
+        self._host[LOG] = UNTRIED
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -159,7 +162,7 @@ class Writer:
         with self._wake:
             taken: list[Work] = []
             size = 0
-            while self._queue and (not taken or size + self._queue[0].size <= APPEND_BYTES_MAX):
+            while self._queue and (not taken or size + self._queue[0].size <= self._append_max):
                 work = self._queue.popleft()
                 taken.append(work)
                 size += work.size

@@ -429,6 +429,9 @@ def test_a_new_agent_goes_on_where_the_old_one_was_killed(parts: Parts) -> None:
     assert parts.host[GENERATION] > generation
     assert [entry.name for entry in new.replica.catalog.entries] == ["h"]
     assert len(new.replica.catalog.keys) == 1
+    parts.host[LOG] = AWAY  # what the old one saw last is not what is
+    new = parts.agent()
+    assert parts.host[LOG] != AWAY
     assert new.control(to_json(ItemPut("h", "c"))).number == 3
 
 
