@@ -29,6 +29,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    ResponseError,
     SlotNotCoveredError,
 )
 from redis.retry import Retry
@@ -37,8 +38,6 @@ from streaming.errors import StoreCorrupt, StoreUnavailable
 from streaming.store.redis_url import Address
 
 TIMEOUT_S = 2.0
-WAIT_MS = 1500
-"""How long a replica may take to have what must be durable."""
 OLDEST = (6, 2)
 
 
@@ -55,6 +54,7 @@ class Link:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self._options = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S} | address.options
         self._lock = threading.Lock()
         self._pid = 0
         self._clustered: bool | None = None
@@ -120,9 +120,10 @@ class Link:
             if isinstance(value, dict) and "state" in value
         ):
             return
-        if self._on(tag, [write, ("WAIT", 1, WAIT_MS)])[1] < 1:
+        wait_ms = int(750 * self._options["socket_timeout"])  # the answer must come before the socket gives up
+        if self._on(tag, [write, ("WAIT", 1, wait_ms)])[1] < 1:
             raise StoreUnavailable(
-                f"{self.address}: no replica of {tag} confirmed a write within {WAIT_MS / 1000:g} s, so it may not "
+                f"{self.address}: no replica of {tag} confirmed a write within {wait_ms / 1000:g} s, so it may not "
                 "outlive its master: see what keeps the replica behind"
             )
 
@@ -136,12 +137,13 @@ class Link:
             for node in nodes:
                 info = node.info("server") | node.info("memory")
                 at = "{host}:{port}".format(**node.get_connection_kwargs())
-                version = str(info["redis_version"])
+                version = str(info.get("redis_version", "7.0"))
                 if tuple(int(n) for n in version.split(".")[:2]) < OLDEST:
                     raise StoreUnavailable(f"the Redis at {at} is {version}: croupier needs 6.2 or newer")
-                if info["maxmemory_policy"] != "noeviction":
+                policy = info.get("maxmemory_policy", "noeviction")
+                if policy != "noeviction":
                     raise StoreUnavailable(
-                        f"the Redis at {at} has maxmemory-policy {info['maxmemory_policy']}, which lets it drop "
+                        f"the Redis at {at} has maxmemory-policy {policy}, which lets it drop "
                         "parameters when memory is short: CONFIG SET maxmemory-policy noeviction there, or use "
                         "another Redis"
                     )
@@ -173,19 +175,20 @@ class Link:
             return self._client
 
     def _connect(self) -> Redis | RedisCluster:
-        """A client of the right kind, which the first server that answers knows."""
-        options = {
-            "socket_timeout": TIMEOUT_S,
-            "socket_connect_timeout": TIMEOUT_S,
-        } | self.address.options
+        """A client of the right kind, which the first server that answers knows; of servers alone, the first master."""
+        options = dict(self._options)
         errors: list[RedisError] = []
         for host, port in self.address.hosts:
             single = Redis(host=host, port=port, retry=Retry(NoBackoff(), 0), **options)
             try:
                 if self._clustered is None:
                     self._clustered = bool(single.info("cluster")["cluster_enabled"])
-                elif not self._clustered:
-                    single.ping()
+                if (
+                    not self._clustered
+                    and len(self.address.hosts) > 1
+                    and single.info("replication")["role"] != "master"
+                ):
+                    raise ReadOnlyError(f"{host}:{port} is a replica")
             except (AuthenticationError, AuthorizationError, NoPermissionError):
                 single.close()
                 raise
@@ -214,8 +217,9 @@ class Link:
         try:
             yield
         except (RedisError, RedisClusterException, OSError) as error:
-            if isinstance(error, RedisClusterException) and not isinstance(error, SlotNotCoveredError):
-                self._client = None  # no node it knew answers: next time begin with the URL's again
+            lost = not isinstance(error, ResponseError | SlotNotCoveredError) or isinstance(error, ReadOnlyError)
+            if lost and (isinstance(error, RedisClusterException) or not self._clustered):
+                self._client = None  # no server it knew answers, or another is master: begin with the URL's again
             raise self._sentence(error) from error
 
     def _sentence(self, error: Exception) -> StoreUnavailable | StoreCorrupt:

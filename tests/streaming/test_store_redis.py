@@ -18,6 +18,7 @@ from streaming.store import redis as redis_store
 from streaming.store.redis import RedisStore
 from streaming.store.redis_keys import Keys
 from streaming.store.redis_url import parse
+from tests.parts.host import wait_for
 from tests.parts.redis import Cluster, Single, view
 from tests.streaming.redis_tools import keys_of, left_behind, raw
 from tests.streaming.simulation import Simulation
@@ -357,6 +358,30 @@ def test_a_commit_whose_fate_is_unknown_is_there_once(tmp_path):
         for call in (lambda: store.commit(0, step(4)), lambda: open_store(server.url)):
             with pytest.raises(StoreUnavailable, match=r"Redis at 127\.0\.0\.1:"):
                 call()
+
+
+def test_what_must_be_durable_waits_for_a_replica_and_a_new_master_is_found(tmp_path):
+    with Single(tmp_path / "a") as one, Single(tmp_path / "b") as two:
+        two.admin.replicaof("127.0.0.1", one.port)
+        wait_for(lambda: two.admin.info("replication")["master_link_status"] == "up", "the replica is there")
+        store = RedisStore(f"redis://127.0.0.1:{two.port},127.0.0.1:{one.port}/x?socket_timeout=1")
+        tried(lambda: store.create(MANIFEST))
+        fill(store, 0, 2)
+        name = store.put_blob(b"blob")
+        assert two.admin.keys("*blob*")
+        two.pause()
+        for call in (lambda: store.snapshot(0), lambda: store.put_blob(b"more")):
+            with pytest.raises(StoreUnavailable, match=r"no replica of .* confirmed a write within 0\.75 s"):
+                call()
+        store.commit(0, step(3))  # does not wait: the log has it
+        two.resume()
+        assert store.get_blob(store.put_blob(b"more")) == b"more"
+        one.kill()
+        two.admin.replicaof("NO", "ONE")
+        assert tried(lambda: store.get_blob(name)) == b"blob"
+        tried(lambda: store.commit(0, step(4)))
+        assert store.last(0) == (commit_id(4), 40)
+        store.close()
 
 
 def test_scripts_come_back_after_the_server_forgot_them(redis_single, store):
