@@ -16,7 +16,19 @@ from typing import Any
 
 from benchmarks import table
 
-NAMES = ("kernels", "films", "learns", "log_store", "learner", "redis", "router", "http", "freshness", "startup")
+NAMES = (
+    "kernels",
+    "films",
+    "learns",
+    "log_store",
+    "learner",
+    "kafka",
+    "redis",
+    "router",
+    "http",
+    "freshness",
+    "startup",
+)
 OUT = Path(__file__).parent / "out"
 CODE = """
 import importlib, json, sys

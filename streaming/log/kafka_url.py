@@ -296,7 +296,11 @@ def asking(at: KafkaUrl, what: str) -> Iterator[None]:
     except AuthorizationError as error:
         raise LogUnavailable(_sentence(at, what, error, "grant this user access to its topics and groups")) from None
     except (KafkaError, OSError, RuntimeError) as error:
-        raise LogUnavailable(_sentence(at, what, error, "check that the brokers run and can be reached")) from None
+        # A broker may hang up on a wrong password before the client, behind TLS, has read why.
+        more = ", and user and password" if any(key == "sasl_mechanism" for key, _ in at.settings) else ""
+        raise LogUnavailable(
+            _sentence(at, what, error, f"check that the brokers run and can be reached{more}")
+        ) from None
 
 
 def _sentence(at: KafkaUrl, what: str, error: BaseException, remedy: str) -> str:

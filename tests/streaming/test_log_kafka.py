@@ -54,7 +54,7 @@ def opened() -> Iterator[Callable[..., KafkaLog]]:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker that can also be reached with TLS and a password, and through a proxy."""
-    with Broker(tmp_path_factory.mktemp("guarded"), listeners=("PROXY", "SASL_SSL")) as broker:
+    with Broker(tmp_path_factory.mktemp("guarded"), listeners=("PROXY", "SASL_SSL", "SASL_PLAINTEXT")) as broker:
         yield broker
 
 
@@ -375,8 +375,12 @@ def test_tls_and_passwords_pass_through_and_are_never_shown(guarded, opened, cap
     member = Membership(sasl(guarded))
     wait_for(lambda: member.shards() == {0, 1}, "a member of the group")
     member.close()
-    with pytest.raises(LogUnavailable, match=r"SaslAuthenticationFailed.*check sasl_mechanism") as caught:
+    with pytest.raises(LogUnavailable, match="user and password") as caught:
         open_log(sasl(guarded, "wrong-guess"))
+    bare = sasl(guarded, "wrong-guess").replace("SASL_SSL", "SASL_PLAINTEXT")
+    bare = bare.replace(guarded.address("SASL_SSL"), guarded.address("SASL_PLAINTEXT"))
+    with pytest.raises(LogUnavailable, match=r"SaslAuthenticationFailed.*check sasl_mechanism"):
+        open_log(bare)
     with pytest.raises(LogUnavailable) as without:
         open_log(f"kafka://{guarded.address('SASL_SSL')}/guarded")
     ours = [record.getMessage() for record in caplog.records if not record.name.startswith("kafka")]
