@@ -31,6 +31,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
     SlotNotCoveredError,
+    TimeoutError,
 )
 from redis.retry import Retry
 
@@ -90,12 +91,18 @@ class Link:
             client: Any = self._connected()
             if not isinstance(client, RedisCluster):
                 return list(client.execute_command("MGET", *keys)) if keys else []
+            plan, self._plan = self._plan, None  # kept where it works
             try:
-                if self._plan is None or self._plan.client is not client or self._plan.keys != keys:
-                    self._plan = _Plan(client, keys)
-                return self._plan.run()
+                if plan is None or plan.client is not client or plan.keys != keys:
+                    plan = _Plan(client, keys)
+                found = plan.run()
+                self._plan = plan
+                return found
+            except TimeoutError:  # not another timeout for the pipeline; the next call asks who is master now
+                client.nodes_manager.initialize(last_failed_node_name=plan.asked if plan else None)
+                raise
             except (RedisError, RedisClusterException, OSError):
-                self._plan = None
+                pass
         return self.many([("GET", key) for key in keys])
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -238,28 +245,30 @@ class _Plan:
     """GETs of the same keys again and again: per node its connections, the packed commands, where the answers go."""
 
     def __init__(self, client: RedisCluster, keys: tuple[str, ...]) -> None:
-        self.client, self.keys = client, keys
+        self.client, self.keys, self.asked = client, keys, ""
         places: dict[str, list[int]] = {}
         pools: dict[str, Any] = {}
         for place, key in enumerate(keys):
             node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
             places.setdefault(node.name, []).append(place)
             pools[node.name] = client.get_redis_connection(node).connection_pool
-        self._nodes: list[tuple[Any, list[bytes], list[int]]] = []
+        self._nodes: list[tuple[str, Any, list[bytes], list[int]]] = []
         for name, pool in pools.items():
             connection = pool.get_connection()
             packed = connection.pack_commands([("GET", keys[place]) for place in places[name]])
             pool.release(connection)
-            self._nodes.append((pool, packed, places[name]))
+            self._nodes.append((name, pool, packed, places[name]))
 
     def run(self) -> list[bytes | None]:
         found: list[bytes | None] = [None] * len(self.keys)
         open_: list[tuple[Any, Any]] = []
         try:
-            for pool, packed, _ in self._nodes:
+            for name, pool, packed, _ in self._nodes:
+                self.asked = name
                 open_.append((pool, pool.get_connection()))
                 open_[-1][1].send_packed_command(packed)
-            for (_, connection), (_, _, places) in zip(open_, self._nodes, strict=True):
+            for (_, connection), (name, _, _, places) in zip(open_, self._nodes, strict=True):
+                self.asked = name
                 for place in places:
                     found[place] = connection.read_response()
         except BaseException:

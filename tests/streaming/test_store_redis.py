@@ -384,6 +384,39 @@ def test_what_must_be_durable_waits_for_a_replica_and_a_new_master_is_found(tmp_
         store.close()
 
 
+def test_of_a_stalled_node_only_its_shards_are_away_and_not_for_longer_than_a_timeout_or_two(redis_cluster):
+    store = RedisStore(redis_url(redis_cluster) + "?socket_timeout=0.4&socket_connect_timeout=0.4")
+    shards = 9
+    store.create(Manifest("store", "log", shards, 1))
+    for shard in range(shards):
+        store.commit(shard, step(1))
+    masters = [redis_cluster.master_of(store._keys.shard(shard).last) for shard in range(shards)]
+    assert store.lasts() == [(commit_id(1), 10)] * shards
+    masters[0].proxy.stall()
+    try:
+        for _ in range(2):
+            for shard in range(shards):
+                began = time.monotonic()
+                try:
+                    store.commit(shard, step(2))
+                    assert masters[shard] is not masters[0]
+                except StoreUnavailable:
+                    assert masters[shard] is masters[0]
+                assert time.monotonic() - began < 3
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                store.lasts()
+            assert time.monotonic() - began < 3
+    finally:
+        redis_cluster.heal()
+    for shard in range(shards):
+        tried(lambda shard=shard: store.commit(shard, step(2)))
+    assert store.lasts() == [(commit_id(2), 20)] * shards
+    for shard in range(shards):
+        assert store.load(shard).deltas == steps(1, 2)
+    store.close()
+
+
 def test_scripts_come_back_after_the_server_forgot_them(redis_single, store):
     fill(store, 0, 1)
     redis_single.admin.script_flush()
