@@ -1,5 +1,6 @@
 """`croupier learner` as real processes between a real Kafka and a real Redis."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,11 +17,13 @@ import pytest
 
 from server.launch import CODE
 from streaming import events, token
-from streaming.control import PolicyPut, PolicySpec, to_json
+from streaming.control import ControlRecord, PolicyPut, PolicySpec, SnapshotTake, snapshot_label, to_json
+from streaming.errors import StaleCommit
 from streaming.log import CONTROL, EventLog, open_log
 from streaming.place import Place, state_of
+from streaming.rebuild import rebuild
 from streaming.replay import replay
-from streaming.store import Manifest, ParameterStore, open_store
+from streaming.store import Commit, Manifest, ParameterStore, open_store
 from tests.parts.kafka import Broker
 from tests.parts.redis import Single
 
@@ -76,7 +79,10 @@ class World:
         self.log = open_log(self.place.log, SHARDS, write=True)
         self.store = open_store(self.place.store)
         self.store.create(Manifest(secrets.token_hex(8), self.log.id, SHARDS, 1))
-        frame = events.control_frame(1, to_json(PolicyPut("titles", PolicySpec("banker"), ["a", "b", "c"])))
+        self.control(1, PolicyPut("titles", PolicySpec("banker"), ["a", "b", "c"]))
+
+    def control(self, n: int, record: ControlRecord) -> None:
+        frame = events.control_frame(n, to_json(record))
         self.log.append([(partition, frame) for partition in range(CONTROL, SHARDS)])
 
     def decide(self, times: int = 1) -> None:
@@ -112,6 +118,18 @@ def start(tmp_path: Path, world: World) -> Iterator[Callable[..., Process]]:
     yield one
     for process in started:
         process.end(signal.SIGKILL)
+
+
+def spoil(store: ParameterStore, shard: int) -> None:
+    """One bit of a stored parameter becomes another."""
+    while True:
+        image = store.load(shard)
+        state = state_of(image)
+        state["banks/1"].view(np.uint64)[0, -1] ^= 1
+        state.changed("banks/1", np.array([0]))
+        last, head = image.last
+        with contextlib.suppress(StaleCommit):
+            return store.commit(shard, Commit(secrets.token_bytes(16), last, head, 0, 0, state.take_delta()))
 
 
 def soon(what: Callable[[], bool], seconds: float = 30.0) -> float:
@@ -155,16 +173,24 @@ def test_learners_share_take_over_and_are_refused_when_they_wake_too_late(
     first.end(signal.SIGKILL)
     world.decide()
     soon(world.learned)
+    world.control(2, SnapshotTake("kept"))
+    label = snapshot_label("kept", 2)
+    soon(lambda: all(label in [each.label for each in world.store.snapshots(shard)] for shard in range(SHARDS)))
     metrics = third.metrics()
     assert metrics["croupier_learner_rebalances_total"] >= 2
     assert metrics["croupier_learner_loads_total"] >= SHARDS
     assert metrics['croupier_learner_up{part="log"}'] == metrics['croupier_learner_up{part="store"}'] == 1
     soon(lambda: third.metrics()['croupier_learner_behind_records{shard="0"}'] == 0)
+    spoil(world.store, 1)
+    report = rebuild(world.place)  # while the third goes on
+    assert [bool(shard.differed) for shard in report.shards] == [False, True, False, False], report.lines()
+    world.decide()
+    soon(world.learned)
     assert third.end() == 0
     starts = [world.log.bounds(shard)[0] for shard in range(SHARDS)]
     assert max(starts) > 0  # trimmed behind the snapshots
-    report = replay(world.place)
-    assert report.equal, report.lines()
+    replayed = replay(world.place)
+    assert replayed.equal, replayed.lines()
     outcomes = [state_of(world.store.load(shard))["outcomes/1"][0] for shard in range(SHARDS)]
     assert int(np.sum(outcomes, axis=0)[0]) == world.sent  # each reward applied, once
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streaming import events
+from streaming import learner as module
 from streaming.control import KeyAdd, to_json
 from streaming.errors import LayoutMismatch, LogUnavailable, NotFound, StaleCommit, StoreUnavailable, Trimmed
 from streaming.learner import FOLD_COMMITS, Learner, trim
@@ -244,6 +245,26 @@ def test_it_asks_for_a_fold_after_many_commits_and_counts_them_again_after_a_loa
     assert again.wants_fold
     again.fold()
     assert not again.wants_fold
+
+
+def test_a_fold_leaves_followers_as_many_commits_as_its_bytes_allow(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = world.learner()
+    world.drain(learner, 1)
+    commits = world.store.changes(0, NOTHING)
+    sizes = [len(commit.delta) for commit in commits]
+    monkeypatch.setattr(module, "FOLD_BYTES", sum(sizes[-3:]))
+    learner.fold()
+    assert world.store.changes(0, commits[-4].id) == commits[-3:]
+    assert world.store.changes(0, commits[-5].id) is None
+    world.log.append([(0, events.frame([]))])
+    again = world.learner()
+    world.drain(again)
+    monkeypatch.setattr(module, "FOLD_BYTES", 1)  # one that is larger by itself: followers load the shard
+    again.fold()
+    assert world.store.changes(0, commits[-1].id) is None
+    assert world.store.last(0) == (again._last, again.head)
 
 
 def test_trim_leaves_a_shard_without_snapshots_alone(world: World) -> None:
