@@ -19,12 +19,16 @@ from streaming.control import Item, Key, PolicySpec
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One policy. `path` "" means that it has no graph yet; `items` are the arms (removed ones keep their place)."""
+    """One policy. `path` "" means that it has no graph yet; `items` are the arms (removed ones keep their place).
+
+    An item's number is less than `next_item`; where it is not, the item is newer than this entry.
+    """
 
     name: str
     number: int
     version: int
     spec: PolicySpec
+    next_item: int
     path: str = ""
     arrays: dict[str, ArraySpec] = {}
     graph: GraphInfo | None = None

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from server.schemas import ACCEPTED, FeedbackRow, RefusalReason, Verdict
-from server.view import View
+from server.view import NotYet, View
 from streaming import events, token
 from streaming.control import REWARD_MAX
 from streaming.token import ARMS, ARMS_SIZE, HEADER_SIZE, SUM, TokenError
 
 _POLICY = struct.Struct("<I")
 _BANK = struct.Struct("<Q")
+NOT_YET = "Another server made this decision with changes that are not seen here yet."
+"""The detail of a verdict that is `unknown-policy` or `unknown-item` only for now."""
 
 
 class Known(Protocol):
@@ -25,6 +27,8 @@ class Known(Protocol):
     def keys(self) -> Mapping[int, bytes]: ...
     @property
     def by_number(self) -> Mapping[int, View]: ...
+    @property
+    def applied(self) -> int: ...  # the newest control record that they include
     def refresh(self) -> None: ...
 
 
@@ -47,7 +51,8 @@ def judge(rows: Sequence[FeedbackRow], views: Known, counters: Counters) -> Judg
         made = _event(row, views)
         if isinstance(made, Verdict):
             assert made.reason is not None
-            counters.refusal(made.reason)
+            if made.detail is not NOT_YET:
+                counters.refusal(made.reason)
             verdicts.append(made)
         else:
             shard, event = made
@@ -61,10 +66,15 @@ def _event(row: FeedbackRow, views: Known) -> Verdict | tuple[int, bytes]:
         payload = token.verify(row.decision_id, views.keys)
     except TokenError as error:
         return _refused("bad-token", "decision_id", f"{error}.".capitalize())
-    view = views.by_number.get(_POLICY.unpack_from(payload, 4)[0])
+    policy = _POLICY.unpack_from(payload, 4)[0]
+    view = views.by_number.get(policy)
     if view is None:
-        return _refused("unknown-policy", "decision_id", "The policy of this decision was deleted.")
-    slot = _slot(view, payload, row.item)
+        why = NOT_YET if policy > views.applied else "The policy of this decision was deleted."
+        return _refused("unknown-policy", "decision_id", why)
+    try:
+        slot = _slot(view, payload, row.item)
+    except NotYet:
+        return _refused("unknown-item", "item", NOT_YET)
     if slot is None:
         return _refused("unknown-item", "item", f"The decision did not show item {row.item!r:.80}.")
     if not abs(row.reward) <= REWARD_MAX:

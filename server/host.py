@@ -15,7 +15,7 @@ import msgspec
 from bandits.graph import Graph
 from server import errors
 from server.engine import ControlResult, PolicyInfo
-from server.feedback import judge
+from server.feedback import NOT_YET, judge
 from server.outbox import Outbox, pack
 from server.recommender import Recommender
 from server.schemas import Arms, Decision, FeedbackRow, ItemInfo, RecommendRequest, SnapshotAnswer, Status, Verdict
@@ -42,6 +42,7 @@ from streaming.log import Clock, wall_clock
 TICK_S = 0.02
 SILENT_MS = 3_000  # without a sign of life for so long, a process is said to be away
 STALE_MS = 5_000
+NOT_YET_S = 1.0
 _ARMS = msgspec.msgpack.Decoder(Arms)
 _SNAPSHOTS = msgspec.msgpack.Decoder(list[SnapshotAnswer])
 _RESULT = msgspec.msgpack.Decoder(ControlResult)
@@ -130,11 +131,28 @@ class HostEngine:
             if not self.views.generation:
                 raise errors.not_ready()
         verdicts, by_shard = judge(rows, self.views, self.row)
+        if any(verdict.detail is NOT_YET for verdict in verdicts):
+            await self._judge_late(rows, verdicts, by_shard)
         if by_shard:
             if self.views.ordered:  # the classic rule cannot pay for an answer to a play it has not heard of
                 self.outbox.flush()
             await self.channel.rewards(pack(by_shard))
         return verdicts
+
+    async def _judge_late(
+        self, rows: Sequence[FeedbackRow], verdicts: list[Verdict], by_shard: dict[int, list[bytes]]
+    ) -> None:
+        """Judges the rows again that name what is not seen here yet, until it is; Problem where that takes too long."""
+        deadline = asyncio.get_running_loop().time() + NOT_YET_S
+        while late := [i for i, verdict in enumerate(verdicts) if verdict.detail is NOT_YET]:
+            if asyncio.get_running_loop().time() > deadline:
+                raise errors.unavailable(NOT_YET)
+            await asyncio.sleep(TICK_S)
+            again, more = judge([rows[i] for i in late], self.views, self.row)
+            for i, verdict in zip(late, again, strict=True):
+                verdicts[i] = verdict
+            for shard, events in more.items():
+                by_shard.setdefault(shard, []).extend(events)
 
     async def control(self, record: ControlRecord, if_version: int | None = None) -> ControlResult:
         """See `Engine.control`."""

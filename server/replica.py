@@ -225,7 +225,7 @@ class Replica:
         """The policy's entry, with its table made or brought up to date."""
         table = self.tables.get(policy.number)
         if policy.spec.is_diag and policy.graph is None:
-            return Entry(policy.name, policy.number, policy.version, policy.spec)
+            return Entry(policy.name, policy.number, policy.version, policy.spec, policy.next_item)
         if table is None or policy.number in self._behind or not table.fits(policy, self._states):
             graph = None
             if policy.graph is not None:

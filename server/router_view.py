@@ -37,7 +37,7 @@ class KnownPolicy(View):
     """A policy's items: `ids` has all numbers that an id has had, `live` those of items that exist."""
 
     def __init__(self, policy: Policy, ids: dict[str, tuple[int, ...]], live: Iterable[int], shards: int) -> None:
-        super().__init__(Entry(policy.name, policy.number, policy.version, policy.spec), {}, shards)
+        super().__init__(Entry(policy.name, policy.number, policy.version, policy.spec, policy.next_item), {}, shards)
         self.graph = policy.graph
         self._ids = ids
         self._live = frozenset(live)

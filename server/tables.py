@@ -39,7 +39,9 @@ class Table:
         specs, size = lay_out(arrays)
         self.path, mapped = folder.create(f"{policy.number}-{policy.version}-{secrets.token_hex(8)}", size)
         self.arrays = arrays_in(mapped, specs)
-        self.entry = Entry(policy.name, policy.number, policy.version, policy.spec, str(self.path), specs)
+        self.entry = Entry(
+            policy.name, policy.number, policy.version, policy.spec, policy.next_item, str(self.path), specs
+        )
 
     def fits(self, policy: Policy, states: Sequence[State]) -> bool:
         """Whether this file can hold what the shards now have."""
@@ -101,7 +103,7 @@ class DiagTable(Table):
         for index, item_id in enumerate(self.ids):
             self.arrays["paused"][index] = item_id in policy.paused
         self.entry = msgspec.structs.replace(
-            self.entry, version=policy.version, spec=policy.spec, graph=self.info, items=[]
+            self.entry, version=policy.version, spec=policy.spec, next_item=policy.next_item, graph=self.info
         )
         if before is not None and before != self.prior:
             self._sweep_all(states, self.swept_ms)
@@ -166,7 +168,9 @@ class ArmsTable(Table):
 
     def update(self, policy: Policy, states: Sequence[State]) -> None:
         del states
-        self.entry = msgspec.structs.replace(self.entry, version=policy.version, spec=policy.spec, items=policy.items)
+        self.entry = msgspec.structs.replace(
+            self.entry, version=policy.version, spec=policy.spec, next_item=policy.next_item, items=policy.items
+        )
 
     def write(self, shard: int, state: State, rows: dict[str, Rows], now_ms: int) -> None:
         del now_ms

@@ -28,6 +28,10 @@ class Made(NamedTuple):
     first: bytes | None = None
 
 
+class NotYet(Exception):
+    """Another server has shown something that is not seen here yet."""
+
+
 class View:
     """One policy as the catalog's entry says, over the arrays of its file."""
 
@@ -53,11 +57,14 @@ class View:
         """Which of a decision's item numbers `item` is; None where it is none of them.
 
         Where the decision has an item that exists no longer, an id that is not known (any more) is taken for it: the
-        reward's outcome is then `gone`, whichever it was.
+        reward's outcome is then `gone`, whichever it was. Raises NotYet where the decision has items that are newer
+        than what is seen here, and `item` may be one of them.
         """
         for number in self.numbers_of(item):
             if number in numbers:
                 return numbers.index(number)
+        if max(numbers, default=0) >= self.entry.next_item:
+            raise NotYet
         for slot, number in enumerate(numbers):
             if not self.has_number(number):
                 return slot

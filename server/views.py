@@ -30,6 +30,7 @@ class Views:
     def __init__(self, host: HostFile, row: Row, folder: RunFolder, clock: Callable[[], int] = wall_clock) -> None:
         self._host, self._row, self._folder, self._clock = host, row, folder, clock
         self.generation = 0
+        self.applied = 0
         self.by_name: dict[str, View] = {}
         self.by_number: dict[int, View] = {}
         self.keys: dict[int, bytes] = {}
@@ -60,6 +61,7 @@ class Views:
             if self.generation:
                 return  # what is in use still works; the next call tries again
             raise errors.not_ready()
+        self.applied = catalog.applied
         self.by_name = {view.entry.name: view for view in made}
         self.by_number = {view.entry.number: view for view in made}
         self._all_keys = sorted(catalog.keys.values(), key=lambda key: key.added_ms)
