@@ -348,7 +348,7 @@ class RedisStore:
                 del entries[next(iter(entries))]
 
     def _parts(self, keys: ShardKeys) -> dict[str, tuple[int, bytes]] | None:
-        """The parts with the heads they were written at, a few MB at a time. None where one is gone."""
+        """The parts with the heads they were written at, about PIECE_BYTES at a time. None where one is gone."""
         parts: dict[str, tuple[int, bytes]] = {}
         sizes = {name.decode(): int(size) for name, size in self._link.call("HGETALL", keys.parts).items()}
         for piece in _pieces(sizes):
@@ -359,7 +359,7 @@ class RedisStore:
         return parts
 
     def _stream(self, keys: ShardKeys, entry: bytes) -> Iterator[tuple[bytes, Commit]]:
-        """The commits after an entry with their own entries, a few MB at a time."""
+        """The commits after an entry with their own entries, about PIECE_BYTES at a time."""
         count, size = 4, 0
         read = 0
         while True:

@@ -40,7 +40,7 @@ from streaming.store import NOTHING, Commit
 
 FIRST_ENTRY = b"0-0"
 """Before every entry of a stream."""
-PIECE_BYTES = 2 << 20
+PIECE_BYTES = 1 << 20
 """About as much as one command or its answer carries, so that none holds up the others for long."""
 PIECE_LIFE_S = 3600
 MOST_BYTES = 500 << 20
