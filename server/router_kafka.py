@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from server.router_rows import Message
+from streaming.errors import LogUnavailable
 from streaming.log.kafka_url import TIMEOUT_S, KafkaUrl, asking, kafka_consumer, kafka_producer
 
 MESSAGES_MAX = 5_000  # of one poll
@@ -23,57 +24,29 @@ _SENT_AT_ONCE = 5_000
 
 
 class RewardsTopic:
-    """One member of the routers' group. Calls raise LogUnavailable while the brokers are away; one thread uses it."""
+    """One member of the routers' group. Calls raise LogUnavailable while the brokers are away; one thread uses it.
+
+    A consumer that has failed is dropped, and the next call makes another; what it had polled is not committed.
+    """
 
     def __init__(self, at: KafkaUrl) -> None:
-        from kafka import ConsumerRebalanceListener
-        from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-
-        topic = self
-
-        class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-            def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-                del revoked
-
-            def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-                del assigned
-                topic.rebalances += 1
-
         self._at = at
         self.rebalances = 0
         self._done: dict[Any, int] = {}  # partition -> the next offset after what is in the event log
         self._committed: dict[Any, int] = {}
         self._next_commit = 0.0
         self._held: list[Message] = []  # came while nobody asked
-        self._consumer = kafka_consumer(
-            at,
-            group_id=at.router,
-            auto_offset_reset="earliest",  # a group that is new has everything before it
-            isolation_level="read_committed",
-            session_timeout_ms=SESSION_MS,
-            partition_assignment_strategy=[CooperativeStickyAssignor],
-            max_partition_fetch_bytes=FETCH_BYTES,
-            fetch_max_bytes=4 * FETCH_BYTES,
-        )
-        self._consumer.subscribe([at.rewards], listener=Listener())
+        self._consumer: Any = None
+        self._connected()
 
     def poll(self, timeout_ms: int) -> list[Message]:
         """The next messages, waiting for the first at most that long."""
         held, self._held = self._held, []
-        if held:
-            return held
-        with asking(self._at, "give rewards"):
-            if paused := self._consumer.paused():
-                self._consumer.resume(*paused)
-            found = self._consumer.poll(timeout_ms=timeout_ms, max_records=MESSAGES_MAX)
-        return [message for messages in found.values() for message in messages]
+        return held or self._polled(timeout_ms, "resume")
 
     def stay(self) -> None:
         """Stays a member while what was polled waits for log or store; nothing more is fetched meanwhile."""
-        with asking(self._at, "keep its group"):
-            self._consumer.pause(*self._consumer.assignment())
-            found = self._consumer.poll(timeout_ms=0)
-        self._held += [message for messages in found.values() for message in messages]
+        self._held += self._polled(0, "pause")
 
     def done(self, messages: Sequence[Message]) -> None:
         """These are in the event log or among the dead letters, durably."""
@@ -89,7 +62,7 @@ class RewardsTopic:
         """
         from kafka import OffsetAndMetadata
 
-        if not now and time.monotonic() < self._next_commit:
+        if self._consumer is None or (not now and time.monotonic() < self._next_commit):
             return
         self._next_commit = time.monotonic() + COMMIT_S
         mine = self._consumer.assignment()
@@ -105,19 +78,69 @@ class RewardsTopic:
         self._committed |= new
 
     def lag(self) -> dict[int, int]:
-        """Messages behind the end, by partition, as of the last fetch."""
+        """Messages behind the end, by partition, as of the last fetch: what was polled counts as done."""
+        from kafka.errors import KafkaError
+
         found = {}
-        for tp in self._consumer.assignment():
-            end = self._consumer.highwater(tp)
-            if end is not None:
-                at = self._done.get(tp)
-                found[tp.partition] = max(0, end - at) if at is not None else 0
+        for tp in self._consumer.assignment() if self._consumer is not None else ():
+            with contextlib.suppress(KafkaError, KeyError):  # the client's thread may just have lost it
+                end = self._consumer.highwater(tp)
+                if end is not None:  # there was a fetch, so there is a position
+                    found[tp.partition] = max(0, end - self._consumer.position(tp, timeout_ms=0))
         return found
 
     def close(self) -> None:
         """Leaves the group."""
-        with contextlib.suppress(Exception):
-            self._consumer.close(autocommit=False, timeout_ms=TIMEOUT_S * 1000)
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with contextlib.suppress(Exception):
+                consumer.close(autocommit=False, timeout_ms=TIMEOUT_S * 1000)
+
+    def _polled(self, timeout_ms: int, before: str) -> list[Message]:
+        """What a poll gives, after each partition was resumed or paused."""
+        consumer = self._connected()
+        try:
+            with asking(self._at, "give rewards"):
+                for tp in consumer.assignment():
+                    with contextlib.suppress(KeyError):  # the client's thread may just have lost it
+                        getattr(consumer, before)(tp)
+                found = consumer.poll(timeout_ms=timeout_ms, max_records=MESSAGES_MAX)
+        except LogUnavailable:
+            self.close()
+            raise
+        return [message for messages in found.values() for message in messages]
+
+    def _connected(self) -> Any:
+        if self._consumer is None:
+            from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+            self._consumer = kafka_consumer(
+                self._at,
+                group_id=self._at.router,
+                auto_offset_reset="earliest",  # a group that is new has everything before it
+                isolation_level="read_committed",
+                session_timeout_ms=SESSION_MS,
+                partition_assignment_strategy=[CooperativeStickyAssignor],
+                max_partition_fetch_bytes=FETCH_BYTES,
+                fetch_max_bytes=4 * FETCH_BYTES,
+            )
+            self._consumer.subscribe([self._at.rewards], listener=_listener(self))
+        return self._consumer
+
+
+def _listener(topic: RewardsTopic) -> Any:
+    """What the client tells of rebalances, in a thread of its own."""
+    from kafka import ConsumerRebalanceListener
+
+    class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+        def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+            del revoked
+
+        def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+            del assigned
+            topic.rebalances += 1
+
+    return Listener()
 
 
 class DeadLetters:
