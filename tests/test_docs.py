@@ -50,3 +50,58 @@ def test_the_router_s_metrics_and_reasons_are_documented() -> None:
     assert exported == set(re.findall(r"`(croupier_router_[a-z_]+)", page))
     for reason in (NOT_JSON, *get_args(RefusalReason)):
         assert f"| `{reason}` |" in page, reason
+
+
+def gathered() -> str:
+    """The section that gathers all layouts."""
+    return (ROOT / "docs" / "operations.md").read_text().partition("## Every topic, key and record")[2]
+
+
+def test_every_topic_and_group_is_gathered() -> None:
+    from functools import cached_property
+
+    from streaming.log.kafka_url import KafkaUrl
+
+    at = KafkaUrl(("h:9092",), "NAME")
+    named = {getattr(at, name) for name, kind in vars(KafkaUrl).items() if isinstance(kind, cached_property)}
+    topics = {name for name in named if name.startswith("NAME.")}
+    assert {"NAME.events", "NAME.learners"} <= topics
+    assert topics == set(re.findall(r"`(NAME\.[a-z-]+)`", gathered()))
+
+
+def test_every_key_in_redis_is_gathered() -> None:
+    """From the code: whatever follows a hash tag in a string of the store's modules."""
+    written = set()
+    for path in (ROOT / "streaming" / "store").glob("redis*.py"):
+        code = re.sub(r'"""(.|\n)*?"""', "", path.read_text())
+        written |= set(re.findall(r'f"\{(?:self\.)?_?(?:tag|root|key)\}:([a-z]+)', code))
+    documented = re.findall(r"^\| `\{[^`]*\}:([a-z]+)", gathered(), re.MULTILINE)
+    assert {"manifest", "last", "stream", "part", "kept", "wait"} <= written
+    assert written == set(documented)
+    drawn = (ROOT / "streaming" / "store" / "redis_keys.py").read_text()
+    for key in re.findall(r"^\| `(\{[^`]*)`", gathered(), re.MULTILINE):
+        assert re.search(rf"^    {re.escape(key)} ", drawn, re.MULTILINE), f"redis_keys.py does not draw {key}"
+
+
+def test_every_table_is_gathered() -> None:
+    page = gathered()
+    schema = "".join((ROOT / "streaming" / each / "sqlite.py").read_text() for each in ("log", "store"))
+    for table in re.findall(r"CREATE TABLE (\w+)", schema):
+        assert f"`{table}`" in page, table
+    written = set()
+    for path in (ROOT / "streaming").glob("*.py"):
+        written |= set(re.findall(r'(?:write|append|put)\(f?"([a-z_]+)(?=[/"])', path.read_text()))
+    assert {"edges", "streams", "log_time"} <= written
+    for table in written:
+        assert re.search(rf"`{table}[`/]", page), table
+
+
+def test_every_kind_of_control_record_is_gathered() -> None:
+    source = (ROOT / "streaming" / "control.py").read_text()
+    for tag in re.findall(r'tag="([a-z-]+)"', source):
+        assert re.search(rf"\b{tag}\b", gathered()), tag
+
+
+def test_the_modules_that_own_layouts_are_there() -> None:
+    for module in set(re.findall(r"`((?:streaming|server|bandits)/[\w/]+\.py)`", gathered())):
+        assert (ROOT / module).read_text().startswith('"""'), module
