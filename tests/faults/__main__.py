@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.faults.director import Run, Stage, drawn, stage
 from tests.faults.site import Site
+from tests.faults.troubles import TROUBLES
 from tests.parts.kafka import Broker
 from tests.parts.redis import Cluster
 
@@ -26,6 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=1, help="how many runs, with the seeds that follow --seed")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", help="these troubles in every run, separated by commas: " + ", ".join(TROUBLES))
     parser.add_argument("--team-runs", type=int, default=4, help="runs before the processes are replaced by new ones")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/out/faults.json"), help="where the figures go")
     parser.add_argument("--keep", type=Path, help="folder for the logs of a run that fails (default: a new one)")
@@ -59,7 +61,7 @@ def all_runs(site: Site, arguments: argparse.Namespace, runs: list[Run]) -> Run 
         block = seeds[start : start + arguments.team_runs]
         with stage(site, block[0], arguments.keep) as made:
             for seed in block:
-                run = one(made, seed)
+                run = one(made, seed, arguments.only.split(",") if arguments.only else None)
                 runs.append(run)
                 print(run.line(), flush=True)
                 if run.wrong:
@@ -68,10 +70,10 @@ def all_runs(site: Site, arguments: argparse.Namespace, runs: list[Run]) -> Run 
     return None
 
 
-def one(made: Stage, seed: int) -> Run:
+def one(made: Stage, seed: int, only: list[str] | None) -> Run:
     """One run; what the harness itself cannot do is a failure of the run, too."""
     try:
-        return made.run(seed, drawn(made.team, seed))
+        return made.run(seed, drawn(made.team, seed, only))
     except Exception as error:
         return Run(seed, wrong=[f"{type(error).__name__}: {error}"])
 

@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +22,10 @@ from tests.faults.troubles import TROUBLES, Course, Happened
 
 LOAD_S = 7.0
 AFTER_S = 1.0
+PAUSE_S = 0.2  # between two troubles of a lane
+
+Schedule = Sequence[tuple[float, Sequence[tuple[str, Course]]]]
+"""Lanes: when the first trouble of each begins (s), and its troubles, (name, course), one after the other."""
 
 
 @dataclass
@@ -69,8 +73,8 @@ class Stage:
         self.tail = Tail(team.log_url)
         self.failed = False
 
-    def run(self, seed: int, schedule: Sequence[tuple[float, str, Course]], load_s: float = LOAD_S) -> Run:
-        """The troubles of `schedule`, (when, name, course), under load, then the verdict."""
+    def run(self, seed: int, schedule: Schedule, load_s: float = LOAD_S) -> Run:
+        """The troubles of `schedule` under load, then the verdict."""
         began = time.monotonic()
         run = Run(seed)
         before = len(self.ledger.answers), len(self.happened), self.ledger.acknowledged.total()
@@ -114,44 +118,41 @@ class Stage:
         run.longest_gap_s = max((b - a for a, b in itertools.pairwise(good)), default=float("inf"))
 
 
-def direct(schedule: Sequence[tuple[float, str, Course]], until: float) -> list[Happened]:
-    """Goes on with each course when it is due, in this thread; returns after `until` and once all are over."""
+def direct(schedule: Schedule, until: float) -> list[Happened]:
+    """Goes on with each lane's course when it is due, in this thread; returns after `until` and once all are over."""
     order = itertools.count()
     now = time.monotonic()
-    waiting = [(now + at, next(order), name, course) for at, name, course in schedule]
+    waiting = [(now + at, next(order), deque(lane)) for at, lane in schedule]
     heapq.heapify(waiting)
     began: dict[int, float] = {}
     happened: list[Happened] = []
     while waiting:
-        due, number, name, course = heapq.heappop(waiting)
+        due, number, lane = heapq.heappop(waiting)
         time.sleep(max(0.0, due - time.monotonic()))
+        name, course = lane[0]
         began.setdefault(number, time.monotonic())
         try:
             pause = next(course)
         except StopIteration as end:
-            happened.append(Happened(name, began[number], time.monotonic(), end.value or ""))
-        else:
-            heapq.heappush(waiting, (time.monotonic() + pause, number, name, course))
+            happened.append(Happened(name, began.pop(number), time.monotonic(), end.value or ""))
+            lane.popleft()
+            pause = PAUSE_S
+        if lane:
+            heapq.heappush(waiting, (time.monotonic() + pause, number, lane))
     time.sleep(max(0.0, until - time.monotonic()))
     return sorted(happened, key=lambda each: each.began)
 
 
-def drawn(team: Team, seed: int) -> list[tuple[float, str, Course]]:
-    """Two to four troubles at moments of their own."""
+def drawn(team: Team, seed: int, only: Sequence[str] | None = None) -> Schedule:
+    """Two to four troubles (or those of `only`) at moments of their own."""
     rng = random.Random(f"troubles {seed}")
-    names = rng.sample(sorted(TROUBLES), rng.randint(2, 4))
-    return [(rng.uniform(0.3, LOAD_S - 1.5), name, TROUBLES[name](team, rng)) for name in names]
+    names = only or rng.sample(sorted(TROUBLES), rng.randint(2, 4))
+    return [(rng.uniform(0.3, LOAD_S - 1.5), in_turn(team, rng, [name])) for name in names]
 
 
-def each_once(team: Team, seed: int, names: Sequence[str]) -> Course:
-    """One trouble after the other, as one course."""
-    rng = random.Random(f"sequence {seed}")
-    said = []
-    for name in names:
-        note = yield from TROUBLES[name](team, rng)
-        said.append(f"{name} ({note})")
-        yield 0.2
-    return "; ".join(said)
+def in_turn(team: Team, rng: random.Random, names: Sequence[str]) -> list[tuple[str, Course]]:
+    """A lane of these troubles."""
+    return [(name, TROUBLES[name](team, rng)) for name in names]
 
 
 @contextmanager
@@ -176,7 +177,7 @@ def stage(site: Site, seed: int, keep: Path | None = None) -> Iterator[Stage]:
         if not sound and keep is not None:
             shutil.copytree(folder / "team", keep, dirs_exist_ok=True, ignore=shutil.ignore_patterns("data-*", "run-*"))
             if made is not None:
-                (keep / "records.pickle").write_bytes(pickle.dumps(made.tail.records))
+                (keep / "run.pickle").write_bytes(pickle.dumps((made.tail.records, made.ledger, made.happened)))
         shutil.rmtree(folder, ignore_errors=True)
         site.heal()
         site.forget(name)

@@ -63,7 +63,7 @@ class Server:
     def ready(self) -> bool:
         self.process.check()
         try:
-            return self.http.get("/readyz").status_code == 200
+            return self.http.get("/readyz", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -32,13 +32,21 @@ class Happened(NamedTuple):
 
 
 def server_killed(team: Team, rng: random.Random) -> Course:
-    """kill -9 of a supervisor, which takes its agent and its worker along."""
+    """kill -9 of a supervisor, which takes its agent and its worker along.
+
+    A server that starts while log or store is away ends with a sentence; it is started again, as an init system does.
+    """
     server = rng.choice(team.servers)
     if not server.process.alive:
         return "was down"
     server.process.kill()
     yield rng.uniform(0.2, 1.5)
-    server.process.start()
+    deadline = time.monotonic() + 60
+    while not server.process.alive or not server.ready():
+        assert time.monotonic() < deadline, f"server {server.number} does not start: {server.process.tail(1000)}"
+        if not server.process.alive:
+            server.process.start()
+        yield 0.3
     return f"server {server.number}"
 
 
@@ -95,8 +103,10 @@ def learner_joins(team: Team, rng: random.Random) -> Course:
     """A third learner comes and goes, in order or not."""
     learner = team.new_learner()
     learner.start()
-    yield rng.uniform(3.0, 5.0)
-    had = team.counted(learner, "croupier_learner_shards")
+    began = time.monotonic()
+    while not (had := team.counted(learner, "croupier_learner_shards")) > 0 and time.monotonic() < began + 10:
+        yield 0.5
+    yield rng.uniform(0.5, 2.0)
     if rng.random() < 0.5:
         learner.stop(5.0)
         how = "left"

@@ -20,7 +20,7 @@ from streaming.place import state_of
 from streaming.replay import BATCHES
 from streaming.shard import Shard
 from streaming.state import State
-from tests.faults.load import Ledger
+from tests.faults.load import Ledger, payload_of
 from tests.faults.site import FLUSH_MS, Team
 from tests.faults.tail import Tail
 from tests.faults.troubles import Happened
@@ -64,12 +64,37 @@ def settled(team: Team, tail: Tail, ledger: Ledger) -> float:
         time.sleep(0.3)
         wait_for(quiet, "all is learned", CATCH_UP_S)
     except AssertionError:
-        missing = sum(tail.rewards[reward] < 1 for reward in list(ledger.routed))
+        missing = {reward.payload for reward in list(ledger.routed) if tail.rewards[reward] < 1}
         raise AssertionError(
             f"not within {CATCH_UP_S:g} s: log ends {tail.ends()}, read {tail.heads()}, learned "
-            f"{team.store.lasts()}; {missing} rewards of the router's topic are not in the log; {tail.failure!r}"
+            f"{[head for _, head in team.store.lasts()]}; {tail.failure!r}; {len(missing)} rewards of the router's "
+            f"topic are not in the log: {list(_sent(team, missing))}; {list(letters(team, ledger))}"
         ) from None
     return time.monotonic() - began
+
+
+def _sent(team: Team, payloads: set[bytes]) -> Iterator[str]:
+    """Where in the router's topic the rewards of these decisions are, beside the offsets that the router has done."""
+    for record in _all_of(team, f"{team.name}.rewards", group_id=f"{team.name}.router"):
+        row = json.loads(record.value)
+        if payload_of(row.get("decision_id", "")) in payloads:
+            yield f"{record.partition}:{record.offset} at {record.timestamp}"
+
+
+def _all_of(team: Team, topic: str, **settings: Any) -> Iterator[Any]:
+    """The records of all partitions of a topic."""
+    settings |= {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
+    with client(KafkaConsumer(bootstrap_servers=team.site.broker.bootstrap, **settings)) as consumer:
+        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
+        consumer.assign(partitions)
+        for partition, end in consumer.end_offsets(partitions).items():
+            consumer.seek(partition, 0)
+            done = consumer.committed(partition) if "group_id" in settings else None
+            print(f"{partition}: ends at {end}, committed {done}") if done is not None else None
+        ends = consumer.end_offsets(partitions)
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            for records in consumer.poll(500).values():
+                yield from records
 
 
 def healthy(team: Team) -> Iterator[str]:
@@ -94,16 +119,7 @@ def rewards_in_log(tail: Tail, ledger: Ledger) -> Iterator[str]:
 
 def letters(team: Team, ledger: Ledger) -> Iterator[str]:
     """Every poisonous message is among the dead letters, and no reward is."""
-    found: Counter[str] = Counter()
-    settings: dict[str, Any] = {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
-    with client(KafkaConsumer(bootstrap_servers=team.site.broker.bootstrap, **settings)) as consumer:
-        partition = TopicPartition(f"{team.name}.dead-letters", 0)
-        consumer.assign([partition])
-        end = consumer.end_offsets([partition])[partition]
-        consumer.seek(partition, 0)
-        while consumer.position(partition) < end:
-            for records in consumer.poll(500).values():
-                found.update(json.loads(record.value)["value"] for record in records)
+    found = Counter(json.loads(record.value)["value"] for record in _all_of(team, f"{team.name}.dead-letters"))
     if missing := set(ledger.poison) - found.keys():
         yield f"{len(missing)} poisonous messages are not among the dead letters: {sorted(missing)[:3]}"
     if strange := [value for value in found if '"no reward"' not in (value or "")]:
