@@ -41,12 +41,11 @@ from streaming.store.redis_keys import (
     Record,
     ShardKeys,
     commit_fields,
-    commit_of,
     pack_part,
     position,
-    unpack_part,
 )
 from streaming.store.redis_link import Link, Script
+from streaming.store.redis_read import chained, in_pieces, position_of, read_back_to, read_parts, read_stream
 from streaming.store.redis_shelf import Shelf
 from streaming.store.redis_url import parse
 
@@ -112,12 +111,12 @@ class RedisStore:
         unmoved = 0
         for _ in range(_TRIES):
             base = self._position(shard, keys.base)
-            parts = self._parts(keys)
-            commits = list(self._stream(keys, base.entry))
-            last = _position_of(*commits[-1]) if commits else self._position(shard, keys.last)
+            parts = read_parts(self._link, keys)
+            commits = list(read_stream(self._link, keys, base.entry))
+            last = position_of(*commits[-1]) if commits else self._position(shard, keys.last)
             if (
                 parts is not None
-                and _chained(base.commit_id, commits, last.commit_id)
+                and chained(base.commit_id, commits, last.commit_id)
                 and all(head <= last.head for head, _ in parts.values())
             ):
                 self._remember(shard, last.commit_id, last.entry)
@@ -155,15 +154,17 @@ class RedisStore:
         if entry is None:
             if self._position(shard, keys.last).commit_id == after:
                 return []
-            commits = self._back_to(keys, after)
+            commits = read_back_to(self._link, keys, after)
         else:
-            commits = list(self._stream(keys, entry))
+            commits = list(read_stream(self._link, keys, entry))
             if not commits:
                 last = self._position(shard, keys.last)
                 if last.commit_id == after:
                     return []
-                commits = list(self._stream(keys, entry))  # committed between the two calls, or lost by a failover
-        if not commits or not _chained(after, commits, commits[-1][1].id):
+                commits = list(
+                    read_stream(self._link, keys, entry)
+                )  # committed between the two calls, or lost by a failover
+        if not commits or not chained(after, commits, commits[-1][1].id):
             return None
         self._remember(shard, commits[-1][1].id, commits[-1][0])
         return [commit for _, commit in commits]
@@ -199,7 +200,7 @@ class RedisStore:
         """Writes the parts piece by piece; what the key `folding` is then, None where a failover lost a piece."""
         keys = self._shard(shard)
         fold, mark = secrets.token_bytes(8), b""
-        for number, piece in enumerate(_pieces(parts)):
+        for number, piece in enumerate(in_pieces(parts)):
             after, mark = mark, last.commit_id + fold + b"%d" % number
             values = [value for name in piece for value in (name, pack_part(last.head, parts[name]))]
             scripted = [keys.last, keys.folding, keys.parts, *map(keys.part, piece)]
@@ -249,7 +250,7 @@ class RedisStore:
         keys = self._shard(shard)
         for _ in range(_TRIES):
             base = self._position(shard, keys.base)
-            parts = self._parts(keys)
+            parts = read_parts(self._link, keys)
             folding = self._link.call("GET", keys.folding)
             if self._position(shard, keys.base) != base or parts is None:
                 continue
@@ -347,85 +348,14 @@ class RedisStore:
             if len(entries) > _REMEMBERED:
                 del entries[next(iter(entries))]
 
-    def _parts(self, keys: ShardKeys) -> dict[str, tuple[int, bytes]] | None:
-        """The parts with the heads they were written at, about PIECE_BYTES at a time. None where one is gone."""
-        parts: dict[str, tuple[int, bytes]] = {}
-        sizes = {name.decode(): int(size) for name, size in self._link.call("HGETALL", keys.parts).items()}
-        for piece in _pieces(sizes):
-            for name, stored in zip(piece, self._link.call("MGET", *map(keys.part, piece)), strict=True):
-                if stored is None:
-                    return None
-                parts[name] = unpack_part(name, stored)
-        return parts
-
-    def _stream(self, keys: ShardKeys, entry: bytes) -> Iterator[tuple[bytes, Commit]]:
-        """The commits after an entry with their own entries, about PIECE_BYTES at a time."""
-        count, size = 4, 0
-        read = 0
-        while True:
-            found = self._link.call("XRANGE", keys.stream, b"(" + entry, "+", "COUNT", count)
-            for entry, fields in found:
-                size += sum(map(len, fields.values()))
-                yield entry, commit_of(fields)
-            if len(found) < count:
-                return
-            read += len(found)
-            count = _page(count, read, size)
-
-    def _back_to(self, keys: ShardKeys, after: bytes) -> list[tuple[bytes, Commit]]:
-        """The commits after an id whose entry is not known, found from the stream's end; [] where it is not there."""
-        commits: list[tuple[bytes, Commit]] = []
-        end, count, size = b"+", 4, 0
-        while found := self._link.call("XREVRANGE", keys.stream, end, "-", "COUNT", count):
-            for entry, fields in found:
-                commits.append((entry, commit_of(fields)))
-                size += sum(map(len, fields.values()))
-                if commits[-1][1].after == after:
-                    return commits[::-1]
-            end, count = b"(" + commits[-1][0], _page(count, len(commits), size)
-        return []
-
-
-def _page(count: int, read: int, size: int) -> int:
-    """How many entries to ask for next, after `read` of `size` bytes: about PIECE_BYTES."""
-    return max(1, min(1000, 2 * count, PIECE_BYTES * read // size))
-
-
-def _position_of(entry: bytes, commit: Commit) -> Position:
-    return Position(commit.id, commit.head, commit.log_time_ms, entry)
-
-
-def _chained(after: bytes, commits: list[tuple[bytes, Commit]], last: bytes) -> bool:
-    """Whether the commits lead from one id to another, each following the one before."""
-    for _, commit in commits:
-        if commit.after != after:
-            return False
-        after = commit.id
-    return after == last
-
 
 def _dated(record: Record, put_ms: int) -> Record:
     return msgspec.structs.replace(record, about=msgspec.Raw(msgspec.msgpack.encode(put_ms)))
 
 
-def _pieces(parts: dict[str, Any]) -> Iterator[list[str]]:
-    """Names of parts, given with their bytes or sizes, in groups of about PIECE_BYTES."""
-    piece: list[str] = []
-    size = 0
-    for name, data in parts.items():
-        length = data if isinstance(data, int) else len(data)
-        if piece and size + length > PIECE_BYTES:
-            yield piece
-            piece, size = [], 0
-        piece.append(name)
-        size += length
-    if piece:
-        yield piece
-
-
 def _packed(parts: dict[str, bytes]) -> Iterator[bytes]:
     """The pieces of a snapshot."""
-    for piece in _pieces(parts):
+    for piece in in_pieces(parts):
         data = msgspec.msgpack.encode({name: parts[name] for name in piece})
         # Edges that were never seen are alike, much used ones are noise, which costs 20 times as long to no avail.
         sample = data[len(data) // 2 :][:16_384]

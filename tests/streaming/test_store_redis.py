@@ -116,7 +116,8 @@ def state_of(image) -> State:
 def small_pieces(monkeypatch):
     """Pieces of one or two parts, parts of a thousand rows: many commands even for a small shard."""
     monkeypatch.setattr("streaming.state.CHUNK", 1000)
-    monkeypatch.setattr(redis_store, "PIECE_BYTES", 20_000)
+    for module in ("redis", "redis_read"):
+        monkeypatch.setattr(f"streaming.store.{module}.PIECE_BYTES", 20_000)
 
 
 # ------------------------------------------------------------------------------------------------ names and refusals
@@ -508,9 +509,13 @@ def test_parts_of_a_master_that_is_gone_are_read_again(store, monkeypatch):
     for _ in range(5):
         world.commit()
     world.fold()
-    inner = store._parts
-    answers = [lambda keys: {name: (head + 1, data[::-1]) for name, (head, data) in inner(keys).items()}, inner]
-    monkeypatch.setattr(store, "_parts", lambda keys: answers.pop(0)(keys))
+    inner = redis_store.read_parts
+
+    def lost(link, keys):
+        return {name: (head + 1, data[::-1]) for name, (head, data) in inner(link, keys).items()}
+
+    answers = [lost, inner]
+    monkeypatch.setattr(redis_store, "read_parts", lambda link, keys: answers.pop(0)(link, keys))
     world.same(store.load(0))
     assert answers == []
 
@@ -608,7 +613,7 @@ def test_pieces_of_a_fold_that_a_failover_lost_are_written_again(redis_single, u
 
 def test_no_command_or_answer_is_huge(url, monkeypatch):
     monkeypatch.setattr("streaming.state.CHUNK", 2000)
-    for module in ("redis", "redis_keys"):
+    for module in ("redis", "redis_read"):
         monkeypatch.setattr(f"streaming.store.{module}.PIECE_BYTES", 100_000)
     store = RedisStore(url)
     store.create(MANIFEST)
