@@ -24,6 +24,7 @@ The log's id is made of the ids that Kafka gave to `events` and `control`: a top
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from streaming.log.kafka_url import MESSAGE_BYTES, KafkaUrl, asking, kafka_admin
 DAY_MS = 24 * 3600 * 1000
 RETENTION_MIN_MS = 7 * DAY_MS
 PARTITIONS_MAX = 1024
+MAKING_S = 3.0
+"""A topic whose other one is missing for so long is not being made by somebody else."""
 
 
 class Topics(NamedTuple):
@@ -61,6 +64,10 @@ def open_topics(at: KafkaUrl, shards: int | None, create: bool) -> Topics:
     """
     with admin_of(at) as admin, asking(at, "be opened"):
         found = _described(admin, at)
+        until = time.monotonic() + MAKING_S
+        while create and len(found) == 1 and time.monotonic() < until:  # another server may just be making them
+            time.sleep(0.1)
+            found = _described(admin, at)
         if create and shards is not None and len(found) < 2:
             if not 1 <= shards <= PARTITIONS_MAX:
                 raise ValueError(f"shards is {shards}: a log in Kafka has 1 to {PARTITIONS_MAX}")
