@@ -22,8 +22,12 @@ SAY_AGAIN_S = 15.0
 FINISH_S = 3.0
 
 
+class WrongUrl(ValueError):
+    """A URL that cannot be; the sentence says what is wrong with it."""
+
+
 def run(place: Place, settings: Settings, host: str, port: int, session_s: float | None, stop: threading.Event) -> None:
-    """Learns until `stop`. Raises ValueError for a URL that cannot be, OSError, StreamingError if waiting is vain."""
+    """Learns until `stop`. Raises WrongUrl, OSError, and StreamingError or UnknownRecord where waiting is in vain."""
     from streaming.log.kafka_group import Membership
 
     metrics = LearnerMetrics()
@@ -96,6 +100,8 @@ def _wait(what: Callable[[], T], stop: threading.Event) -> T | None:
     while not stop.is_set():
         try:
             return what()
+        except ValueError as error:
+            raise WrongUrl(f"{error}.") from None
         except (LogUnavailable, StoreUnavailable) as error:
             if str(error) != said or time.monotonic() >= again_at:
                 said, again_at = str(error), time.monotonic() + SAY_AGAIN_S

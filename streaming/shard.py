@@ -11,6 +11,7 @@ Control records split a batch; so does the moment when a forgetting policy rebas
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -321,7 +322,13 @@ class Shard:
         """Applies control record n if it is the next; a repeat is passed over."""
         if n != self.control.applied + 1:
             return
-        record = from_json(data)
+        try:
+            record = from_json(data)
+        except msgspec.ValidationError as error:
+            raise UnknownRecord(
+                f"shard {self.number}: control record {n} is of another release of croupier ({error}); run the release "
+                "that wrote it, or upgrade this one"
+            ) from None
         before = {policy.number: policy for policy in self.control.policies.values()}
         after = ControlState.decode(self.control.encode())
         try:

@@ -78,6 +78,7 @@ def learner(
     from server import learner_run
     from streaming.errors import StreamingError
     from streaming.place import Place
+    from streaming.shard import UnknownRecord
 
     stop = threading.Event()
 
@@ -90,7 +91,7 @@ def learner(
     place = Place(settings.log, settings.store)
     try:
         learner_run.run(place, settings, metrics_host, metrics_port, group_session_s, stop)
-    except ValueError as error:
-        raise Wrong(f"{error}.") from None
-    except (StreamingError, OSError) as error:
+    except learner_run.WrongUrl as error:
+        raise Wrong(error) from None
+    except (StreamingError, UnknownRecord, OSError) as error:
         raise Failed(error) from None
