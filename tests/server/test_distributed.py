@@ -30,7 +30,7 @@ from streaming.place import Place, control_history, live
 from streaming.store import Manifest, open_store
 from tests.parts.kafka import Broker
 from tests.parts.redis import Single
-from tests.server.processes import SERVE, Server, client, make_policy, wait_for
+from tests.server.processes import SERVE, Server, client, wait_for
 
 pytestmark = pytest.mark.xdist_group("parts")
 SHARDS = 4
@@ -91,6 +91,21 @@ def metric(http: httpx.Client, name: str) -> float:
     return float(found)
 
 
+def put(http: httpx.Client, name: str) -> int:
+    """The version that it got; where a busy machine let an append time out, it is sent again, as a client would."""
+    while (answer := http.put(f"/v1/policies/{name}", json=GREEDY)).status_code == 503:
+        time.sleep(0.1)
+    assert answer.status_code in (200, 201, 202), answer.text
+    version: int = answer.json()["version"]
+    return version
+
+
+def make(http: httpx.Client, name: str) -> None:
+    """Makes a policy and waits until it is shown."""
+    put(http, name)
+    wait_for(lambda: http.get(f"/v1/policies/{name}").status_code == 200)
+
+
 def shows(http: httpx.Client, policy: str, version: int) -> bool:
     answer = http.get(f"/v1/policies/{policy}")
     return answer.status_code == 200 and answer.json()["version"] >= version
@@ -121,7 +136,7 @@ def test_the_process_that_forks_holds_no_connection_to_them(site: Site, kafka: B
 
 
 def test_a_policy_put_at_one_server_is_shown_by_the_other(site: Site) -> None:
-    make_policy(site.a, "shown", GREEDY)
+    make(site.a, "shown")
     wait_for(lambda: site.b.get("/v1/policies/shown").status_code == 200, 5)
     row = site.decide(site.a, "shown")
     assert site.b.post("/v1/feedback", json={**row, "reward": 1}).status_code == 202  # the other's token
@@ -130,7 +145,7 @@ def test_a_policy_put_at_one_server_is_shown_by_the_other(site: Site) -> None:
 
 
 def test_rewards_sent_to_one_server_change_what_the_other_chooses(site: Site) -> None:
-    make_policy(site.a, "learned", GREEDY)
+    make(site.a, "learned")
     wait_for(lambda: site.b.get("/v1/policies/learned").status_code == 200)
     tried: set[str] = set()
     for _ in range(60):
@@ -145,20 +160,15 @@ def test_rewards_sent_to_one_server_change_what_the_other_chooses(site: Site) ->
 
 
 def test_servers_that_put_at_the_same_time_both_get_numbers_of_their_own(site: Site) -> None:
-    make_policy(site.a, "raced", GREEDY)
+    make(site.a, "raced")
     wait_for(lambda: site.b.get("/v1/policies/raced").status_code == 200)
     before = len(site.control_numbers())
 
-    def put(http: httpx.Client, side: str) -> list[int]:
-        found = []
-        for n in range(12):
-            answer = http.put(f"/v1/policies/race-{side}-{n}", json=GREEDY)
-            assert answer.status_code in (201, 202), answer.text
-            found.append(answer.json()["version"])
-        return found
+    def put_all(http: httpx.Client, side: str) -> list[int]:
+        return [put(http, f"race-{side}-{n}") for n in range(12)]
 
     with ThreadPoolExecutor(2) as pool:
-        a, b = (pool.submit(put, http, side) for http, side in ((site.a, "a"), (site.b, "b")))
+        a, b = (pool.submit(put_all, http, side) for http, side in ((site.a, "a"), (site.b, "b")))
         versions = a.result() + b.result()
     assert len(set(versions)) == 24
     numbers = site.control_numbers()[before:]
@@ -174,11 +184,11 @@ def test_servers_that_put_at_the_same_time_both_get_numbers_of_their_own(site: S
 
 
 def test_an_agent_that_is_killed_comes_back(site: Site) -> None:
-    make_policy(site.a, "killed", GREEDY)
+    make(site.a, "killed")
     site.servers[0].kill("agent")
     row = {**site.decide(site.a, "killed"), "reward": 1}
     wait_for(lambda: site.a.post("/v1/feedback", json=row).status_code == 202)
-    make_policy(site.a, "killed-2", GREEDY)
+    make(site.a, "killed-2")
     wait_for(lambda: site.b.get("/v1/policies/killed-2").status_code == 200)
     wait_for(lambda: metric(site.b, 'croupier_reward_outcomes_total{outcome="applied",policy="killed"}') == 1)
 
@@ -203,7 +213,7 @@ async def test_a_server_inside_a_process_is_one_of_them(site: Site, tmp_path: Pa
 def test_while_kafka_is_away_servers_say_so_refuse_feedback_at_once_and_recover_by_themselves(
     site: Site, kafka: Broker
 ) -> None:
-    make_policy(site.a, "away", GREEDY)
+    make(site.a, "away")
     kafka.pause()
     try:
         row = {**site.decide(site.a, "away"), "reward": 1}
@@ -232,7 +242,7 @@ def test_while_kafka_is_away_servers_say_so_refuse_feedback_at_once_and_recover_
 
 
 def test_while_redis_is_away_servers_go_on_and_say_so(site: Site, redis_single: Single) -> None:
-    make_policy(site.a, "adrift", GREEDY)
+    make(site.a, "adrift")
     redis_single.pause()
     try:
         wait_for(lambda: any("store" in each for each in site.a.get("/readyz").json()["degraded"]), 15)
