@@ -20,9 +20,9 @@ COMMANDS = {
     "evaluate": ("evaluate", "Compare policies on real and simulated problems, no server needed."),
     "replay": ("data", "Check that the parameters are what the log says, bit for bit."),
     "rebuild": ("rebuild", "Make the parameters anew from the oldest snapshot and the log."),
-    "export": ("data", "Write everything a data folder knows to one file."),
-    "import": ("data", "Make a data folder from an export."),
-    "doctor": ("data", "Look at a data folder: what is kept, why, and what is wrong."),
+    "export": ("data", "Write everything that is known to one file."),
+    "import": ("data", "Make a data folder, or a log and a store of many machines, from an export."),
+    "doctor": ("data", "Look: what is kept, why, and what is wrong."),
     "settings": ("settings", "List all settings of the server; make API keys."),
 }
 
