@@ -47,6 +47,7 @@ class Run:
     longest_gap_s: float = 0.0
     caught_up_s: float = 0.0
     seconds: float = 0.0
+    phases_s: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
         statuses = ", ".join(f"{n:,} x {status or 'broken'}" for status, n in sorted(self.feedback.items()))
@@ -80,13 +81,17 @@ class Stage:
         before = len(self.ledger.answers), len(self.happened), self.ledger.acknowledged.total()
         load = Load(self.team, self.policies, self.ledger, seed)
         load.start()
+        clock = _Phases(run)
         self.happened += direct(schedule, began + load_s)
+        clock.over("troubles")
         run.troubles = [f"{each.name} ({each.note})" if each.note else each.name for each in self.happened[before[1] :]]
         self.team.site.heal()
         run.wrong += self._ended_alone()
         self.team.heal()
+        clock.over("healing")
         time.sleep(AFTER_S)
         load.stop()
+        clock.over("the load's end")
         self._count(run, *before)
         try:
             run.caught_up_s = verdict.settled(self.team, self.tail, self.ledger)
@@ -95,10 +100,12 @@ class Stage:
             run.seconds = time.monotonic() - began
             return run
         run.wrong += verdict.healthy(self.team)
+        clock.over("catching up")
         wrong, counts, run.decisions_lost = verdict.check(self.team, self.tail, self.ledger, self.happened)
         run.wrong += wrong
         run.records, run.rewards_in_log, run.decisions_in_log = counts.records, counts.rewards, counts.decisions
         run.outcomes = dict(counts.outcomes)
+        clock.over("verdict")
         run.seconds = time.monotonic() - began
         return run
 
@@ -116,6 +123,17 @@ class Stage:
         run.routed = self.ledger.routed.total()
         good = sorted(each.at for each in new if each.route == "recommend" and each.status == 200)
         run.longest_gap_s = max((b - a for a, b in itertools.pairwise(good)), default=float("inf"))
+
+
+class _Phases:
+    """Where a run's seconds go."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._began = run, time.monotonic()
+
+    def over(self, phase: str) -> None:
+        now = time.monotonic()
+        self._run.phases_s[phase], self._began = round(now - self._began, 1), now
 
 
 def direct(schedule: Schedule, until: float) -> list[Happened]:

@@ -56,7 +56,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = team.croupier(
             f"server-{number}", "serve", f"--port={self.port}", f"--data={team.folder / f'data-{number}'}",
-            f"--run-dir={team.folder / f'run-{number}'}", "--workers=1", f"--flush-ms={FLUSH_MS}", f"--shards={SHARDS}",
+            f"--run-dir={team.folder / f'run-{number}'}", "--workers=1", f"--flush-ms={FLUSH_MS}", f"--shards={team.shards}",
         )  # fmt: skip
         self.http = httpx.Client(base_url=self.url, timeout=10)
 
@@ -95,18 +95,20 @@ class Team:
     kept: once each shard has one, records stay for several more, long enough for a tail to read them.
     """
 
-    def __init__(self, site: Site, name: str, folder: Path) -> None:
-        self.site, self.name, self.folder = site, name, folder
+    def __init__(
+        self, site: Site, name: str, folder: Path, shards: int = SHARDS, learners: int = 2, session_s: float = SESSION_S
+    ) -> None:
+        self.site, self.name, self.folder, self.shards = site, name, folder, shards
         folder.mkdir(parents=True)
         self.log_url = (
-            f"kafka://{site.broker.bootstrap}/{name}?one_broker=yes&session_timeout_ms={SESSION_S * 1000:.0f}"
-            f"&heartbeat_interval_ms={SESSION_S * 250:.0f}"
+            f"kafka://{site.broker.bootstrap}/{name}?one_broker=yes&session_timeout_ms={session_s * 1000:.0f}"
+            f"&heartbeat_interval_ms={session_s * 250:.0f}"
         )
         self.store_url = f"{site.cluster.url.rstrip('/')}/{name}"
         self.servers = [Server(number, self) for number in range(2)]
         self.learners: list[Process] = []
         self.metrics_of: dict[Process, int] = {}
-        for _ in range(2):
+        for _ in range(learners):
             self.new_learner()
         self.router = self.croupier("router", "router", f"--metrics-port={free_ports(1)[0]}")
         self.store: RedisStore
@@ -139,7 +141,7 @@ class Team:
         for process in (*self.learners, self.router):
             process.start()
         wait_for(self.servers[1].ready, "the second server is ready", 60)
-        wait_for(lambda: all(automatic(self.store, shard) for shard in range(SHARDS)), "shards have snapshots", 60)
+        wait_for(lambda: all(automatic(self.store, shard) for shard in range(self.shards)), "shards have snapshots", 60)
 
     def counted(self, learner: Process, name: str) -> float:
         """A counter of a learner's /metrics; NaN while it does not answer."""

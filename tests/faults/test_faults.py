@@ -14,7 +14,7 @@ from tests.parts.redis import Cluster
 
 SEED = 1
 LANES = (
-    ("learner killed", "learner stopped", "worker killed", "changes"),
+    ("learner killed", "learner stopped", "worker killed", "restored", "changes"),
     ("router killed", "server killed", "agent killed", "learner joins"),
     ("broker killed", "master killed", "network", "broker stopped"),
 )

@@ -209,6 +209,23 @@ def changes(team: Team, rng: random.Random) -> Course:
     return " ".join(said)
 
 
+def restored(team: Team, rng: random.Random) -> Course:
+    """A snapshot, and soon a policy goes back to it."""
+    label, policy = f"s{rng.randrange(10**6)}", rng.choice(("films", "news", "shop"))
+    said = []
+    try:
+        said.append(rng.choice(team.servers).http.put(f"/v1/snapshots/{label}").status_code)
+        for _ in range(20):
+            yield rng.uniform(0.2, 0.6)
+            asked = rng.choice(team.servers).http.post(f"/v1/policies/{policy}/restore", json={"label": label})
+            said.append(asked.status_code)
+            if asked.status_code < 300:
+                break
+    except httpx.HTTPError as error:  # this server is down
+        return f"{policy} {said} {type(error).__name__}"
+    return f"{policy} {said}"
+
+
 TROUBLES: dict[str, Callable[[Team, random.Random], Course]] = {
     "server killed": server_killed,
     "agent killed": agent_killed,
@@ -222,4 +239,5 @@ TROUBLES: dict[str, Callable[[Team, random.Random], Course]] = {
     "master killed": master_killed,
     "network": network,
     "changes": changes,
+    "restored": restored,
 }

@@ -15,13 +15,15 @@ import httpx
 from kafka import KafkaConsumer, TopicPartition
 
 from streaming.contract import COLUMNS, OUTCOMES
+from streaming.control import Restore, SnapshotTake, from_json, snapshot_label
 from streaming.errors import StoreUnavailable
-from streaming.place import state_of
+from streaming.log import CONTROL
+from streaming.place import live, state_of
 from streaming.replay import BATCHES
 from streaming.shard import Shard
 from streaming.state import State
 from tests.faults.load import Ledger, payload_of
-from tests.faults.site import FLUSH_MS, Team
+from tests.faults.site import FLUSH_MS, SHARDS, Team
 from tests.faults.tail import Tail
 from tests.faults.troubles import Happened
 from tests.parts.host import wait_for
@@ -31,7 +33,7 @@ from tests.streaming.test_exactly_once import check_against_twin
 CATCH_UP_S = 60.0
 SLACK_S = 1.0  # beyond the flush window: what a starved process may add before it hands a decision over
 RETURN_S = 10.0  # a server that was started is back, and nothing is said to be away any more
-SILENCE_S = 6.0  # what is away for longer must be said
+SILENCE_S = 5.0  # what is away for longer must be said
 LOG_TROUBLES = {"broker killed", "broker stopped", "log away"}
 LOG_AWAY, STORE_AWAY, AGENT_AWAY = "The event log is away", "The parameter store is away", "The agent is away"
 STORE_TROUBLES = {"master killed", "network", "store away"}
@@ -130,6 +132,7 @@ def parameters(team: Team, tail: Tail) -> tuple[list[str], Counter[str]]:
     """The parameters equal a plain replay, bit for bit, and the slow twin; outcomes of all shards together."""
     wrong: list[str] = []
     total: Counter[str] = Counter()
+    seen = _Seen(team, tail)
     for shard in range(tail.shards):
         stored = state_of(team.store.load(shard))
         if differing := stored.equal(replayed(team, tail, shard)):
@@ -140,7 +143,7 @@ def parameters(team: Team, tail: Tail) -> tuple[list[str], Counter[str]]:
         if counted != tail.rewards_of[shard]:
             wrong.append(f"shard {shard}: {counted} outcomes for {tail.rewards_of[shard]} rewards in the log")
         try:
-            check_against_twin(_Seen(team, tail), shard, stored)
+            check_against_twin(seen, shard, stored)
         except AssertionError as error:
             wrong.append(f"shard {shard} differs from the slow twin: {str(error)[:500]}")
     return wrong, total
@@ -152,7 +155,22 @@ class _Seen:
     def __init__(self, team: Team, tail: Tail) -> None:
         self.n_shards, self.store, self.records = tail.shards, team.store, tail.records.__getitem__
         self.rewards_logged = tail.rewards_of
-        self.restored: dict[int, list[int]] = {}
+        self.restored = restored(team, tail)
+
+
+def restored(team: Team, tail: Tail) -> dict[int, list[int]]:
+    """Number of each control record that restored a policy -> how much of each shard its snapshot had learned."""
+    heads = [{info.label: info.head for info in team.store.snapshots(shard) if info.label} for shard in range(SHARDS)]
+    taken: dict[str, int] = {}
+    found = {}
+    for number, made, _ in live(record.data for record in tail.records[CONTROL]):
+        record = from_json(made)
+        if isinstance(record, SnapshotTake):
+            taken.setdefault(record.label, number)
+        elif isinstance(record, Restore):
+            label = snapshot_label(record.label, taken[record.label])
+            found[number] = [shard[label] for shard in heads]
+    return found
 
 
 def replayed(team: Team, tail: Tail, shard: int) -> State:
@@ -242,12 +260,12 @@ def truth(ledger: Ledger, happened: list[Happened]) -> Iterator[str]:
                 break
     for sentence, troubles in ((LOG_AWAY, LOG_TROUBLES), (STORE_AWAY, {"store away"})):
         for trouble in happened:
-            if trouble.name not in troubles or trouble.ended - trouble.began < SILENCE_S:
+            if trouble.name not in troubles:
                 continue
             for server in (0, 1):
-                heard = [h for h in ledger.health if h.server == server and trouble.began <= h.at <= trouble.ended]
-                said = [text for h in heard for text in h.degraded or ()]
-                if heard and not any(text.startswith((sentence, AGENT_AWAY)) for text in said):
+                late = [h for h in ledger.health if trouble.began + SILENCE_S <= h.at <= trouble.ended]
+                said = [h.degraded for h in late if h.server == server and h.degraded is not None]
+                if not all(any(text.startswith((sentence, AGENT_AWAY)) for text in each) for each in said):
                     yield f"server {server} did not say {sentence!r} during {trouble.name}: {trouble.note}"
 
 
