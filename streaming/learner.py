@@ -108,6 +108,8 @@ class Learner:
                 "the log was shortened or replaced; restore the log, or start a new data folder with `croupier import`"
             )
         if head < start:
+            self._last = commit_id
+            self._follow()
             raise Trimmed(self.number, head, start)
         self.shard = Shard(self.number, self.log.shards, state, self.store.get_blob)
         self.counts.loads += 1

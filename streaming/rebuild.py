@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit, StoreUnavailable, StreamingError, Trimmed
 from streaming.learner import new_commit_id
+from streaming.log import wall_clock
 from streaming.place import OpenPlace, Place, Progress, open_place, silent, state_of
 from streaming.replay import TRIES, rows_that_differ
 from streaming.shard import Shard
@@ -170,8 +171,7 @@ class _Rebuild:
         """Commits what the log says; `known` is the commit as of which `names` are the store's tables."""
         for _ in range(SEIZES):
             last, head = self.store.last(self.shard)
-            now_ms = self.machine.log_time_ms
-            seize = Commit(new_commit_id(), last, head, now_ms, now_ms, EMPTY)
+            seize = Commit(new_commit_id(), last, head, self.machine.log_time_ms, wall_clock(), EMPTY)
             try:
                 self._commit(seize)
             except StaleCommit:
@@ -185,9 +185,9 @@ class _Rebuild:
                 self.names |= {op.name for commit in between for op, _, _ in decode(commit.delta)}
                 known = seize.id
             self._advance(head)
-            now_ms = self.machine.log_time_ms
+            log_time_ms, everything = self.machine.log_time_ms, self._everything()
             try:
-                self._commit(Commit(new_commit_id(), seize.id, self.at, now_ms, now_ms, self._everything()))
+                self._commit(Commit(new_commit_id(), seize.id, self.at, log_time_ms, wall_clock(), everything))
             except StaleCommit:
                 continue
             return

@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 
-from server.cli import Wrong
 from server.commands.data import run, show
 from server.commands.places import place_options
 
@@ -25,7 +24,4 @@ def rebuild(place: Any, shard: int | None) -> None:
     """
     from streaming import rebuild as _rebuild
 
-    try:
-        show(run(lambda progress: _rebuild.rebuild(place, None if shard is None else [shard], progress)))
-    except ValueError as error:
-        raise Wrong(f"{error}.") from None
+    show(run(lambda progress: _rebuild.rebuild(place, None if shard is None else [shard], progress)))

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from server.cli import cli
 from server.learner_loop import LearnerLoop
 from streaming import events
 from streaming.control import SnapshotTake
@@ -78,6 +80,18 @@ def test_one_shard_from_a_log_that_is_whole_and_nothing_to_say(world: World) -> 
     assert replay(world.place).equal
     with pytest.raises(ValueError, match="shard 7: there are 0 to 1"):
         rebuild(world.place, [7])
+
+
+def test_the_command(world: World) -> None:
+    spoil(world.store, 0)
+    done = CliRunner().invoke(cli, ["rebuild", "--data", str(world.data), "--shard", "0"])
+    assert done.exit_code == 0, done.output
+    assert "shard 0: rebuilt from the start of the log" in done.output
+    assert "edges/2: 1 rows differed" in done.output
+    assert replay(world.place).equal
+    refused = CliRunner().invoke(cli, ["rebuild", "--data", str(world.data), "--shard", "9"])
+    assert refused.exit_code == 2
+    assert "there are 0 to 1" in refused.stderr
 
 
 def test_it_goes_beyond_a_store_that_no_learner_has_kept_up(world: World) -> None:
