@@ -56,7 +56,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = team.croupier(
             f"server-{number}", "serve", f"--port={self.port}", f"--data={team.folder / f'data-{number}'}",
-            f"--run-dir={team.folder / f'run-{number}'}", "--workers=1", f"--flush-ms={FLUSH_MS}", f"--shards={team.shards}",
+            f"--run-dir={team.folder / f'run-{number}'}", "--workers=1", f"--flush-ms={FLUSH_MS}",
+            f"--shards={team.shards}",
         )  # fmt: skip
         self.http = httpx.Client(base_url=self.url, timeout=10)
 

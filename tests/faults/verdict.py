@@ -263,9 +263,14 @@ def truth(ledger: Ledger, happened: list[Happened]) -> Iterator[str]:
             if trouble.name not in troubles:
                 continue
             for server in (0, 1):
-                late = [h for h in ledger.health if trouble.began + SILENCE_S <= h.at <= trouble.ended]
-                said = [h.degraded for h in late if h.server == server and h.degraded is not None]
-                if not all(any(text.startswith((sentence, AGENT_AWAY)) for text in each) for each in said):
+                heard = [
+                    each.degraded
+                    for each in ledger.health
+                    if each.server == server
+                    and each.degraded is not None
+                    and trouble.began + SILENCE_S - 1 <= each.at <= min(trouble.ended, trouble.began + SILENCE_S + 2)
+                ]
+                if len(heard) > 3 and not any(t.startswith((sentence, AGENT_AWAY)) for said in heard for t in said):
                     yield f"server {server} did not say {sentence!r} during {trouble.name}: {trouble.note}"
 
 
