@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +40,12 @@ class Server:
 
     def children(self) -> dict[str, int]:
         """name -> pid of the processes under the supervisor that are alive."""
-        found = psutil.Process(self.process.pid).children()
-        return {each.name(): each.pid for each in found if each.status() != psutil.STATUS_ZOMBIE}
+        found = {}
+        for each in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if each.status() != psutil.STATUS_ZOMBIE:
+                    found[each.name()] = each.pid
+        return found
 
     def kill(self, name: str) -> int:
         """kill -9 of one child, and its pid; returns when another is there in its place."""
