@@ -1,12 +1,14 @@
 # One command per chore; each sets up .venv from requirements.lock by itself.
 PYTHON ?= python3
 DURATION ?=
+RUNS ?= 100
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet pyproject.toml
 
-.PHONY: demo test serve lint bench faults soak lock clean
+.PHONY: demo test serve lint bench faults faults-distributed soak lock clean
 
 demo: $(READY)        ## start a server on a world of its own, send simulated users, watch the click rate (DURATION=30 ends by itself)
 	$(BIN)/croupier demo $(if $(DURATION),--duration $(DURATION))
@@ -28,6 +30,11 @@ bench: $(READY)       ## every figure in docs/, measured again
 faults: $(READY)      ## kill -9 under load, 20 times, and 1,000 seeds of simulated crashes
 	CROUPIER_LONG=1 $(BIN)/pytest -p no:xdist tests/streaming/test_exactly_once.py
 	CROUPIER_LONG=1 $(BIN)/pytest -p no:xdist -m long tests
+
+# Kafka, a Redis Cluster, two servers, two learners and a router as real processes; two to four faults a run, drawn from
+# SEED, SEED + 1, ...; a line and a verdict after each run, about 20 s; ends at the first that fails and says how to repeat it.
+faults-distributed: $(READY)  ## 100 seeded runs of faults under load on Kafka and Redis Cluster (RUNS=, SEED=), 40 minutes
+	$(BIN)/python -m tests.faults --runs $(RUNS) --seed $(SEED)
 
 soak: $(READY)        ## ten minutes of load with short windows: memory and files stay flat
 	$(BIN)/python -m benchmarks.soak
