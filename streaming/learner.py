@@ -4,7 +4,8 @@
     poll: log.read(head) -> Shard.step -> one chained commit of everything that changed
 
 A commit that was refused means that another learner has this shard: this one drops its state and loads again. A commit
-whose fate is unknown is tried again as it is; its id makes the second try harmless.
+whose fate is unknown is tried again as it is; its id makes the second try harmless. A store that failed over may have
+lost the newest commits, so a learner without new records looks now and then whether its last commit is still there.
 """
 
 import bisect
@@ -23,6 +24,8 @@ from streaming.store import NOTHING, Commit, ParameterStore, SnapshotInfo, autom
 
 FOLD_BYTES = 8 << 20
 FOLD_COMMITS = 1000
+LOOK_S = 1.0
+"""How long a learner without new records takes it that the store still ends where it committed."""
 COMMIT_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Upper bounds of the buckets that commits are timed in."""
 
@@ -73,6 +76,7 @@ class Learner:
         self._commit_id = commit_id
         self._fold_at = fold_at
         self._last = b""
+        self._seen_at = 0.0  # time.monotonic() when the store ended at `_last`
         self._base = b""  # the commit that the store's base is as of
         self._pending: Commit | None = None
         self._unfolded_bytes = 0
@@ -114,6 +118,7 @@ class Learner:
         self.shard = Shard(self.number, self.log.shards, state, self.store.get_blob)
         self.counts.loads += 1
         self._base, self._last, self.head = image.commit_id, commit_id, head
+        self._seen_at = time.monotonic()
         self._unfolded = len(image.deltas)
         sizes = [len(commit.delta) for commit in image.deltas]
         self._unfolded_bytes = sum(sizes)
@@ -132,6 +137,8 @@ class Learner:
             self._follow()
             raise
         if not records:
+            if time.monotonic() - self._seen_at >= LOOK_S:
+                self._follow()
             return 0
         # Until the commit is made the state runs ahead of the store: an exception in between must not be survived.
         shard, self.shard = self.shard, None
@@ -154,6 +161,7 @@ class Learner:
             self._refused()
             raise
         took = time.perf_counter() - began
+        self._seen_at = time.monotonic()
         self.counts.commits[bisect.bisect_left(COMMIT_S, took)] += 1
         self.counts.commit_s += took
         self._last, self.head, self._pending = commit.id, commit.head, None
@@ -162,11 +170,12 @@ class Learner:
         self._sizes.append(len(commit.delta))
 
     def _follow(self) -> None:
-        """Raises StaleCommit where another learner has gone on; then it is this one that is behind, not the store."""
+        """Raises StaleCommit where the store ends elsewhere: another learner went on, or a failover lost commits."""
         last, _ = self.store.last(self.number)
         if last != self._last:
             self._refused()
             raise StaleCommit(self.number, self._last, last)
+        self._seen_at = time.monotonic()
 
     def _refused(self) -> None:
         self._drop()

@@ -1,5 +1,6 @@
 """The learner's loop: where it starts, when it refuses, and what a failing store does to it."""
 
+import copy
 from zlib import crc32
 
 import numpy as np
@@ -209,6 +210,23 @@ def test_a_zombie_is_refused_and_loads_again(world: World) -> None:
     with pytest.raises(StaleCommit):
         other.fold()
     assert world.stored().equal(world.machine.state) == []
+
+
+def test_commits_that_the_store_lost_are_made_again_though_no_record_comes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
+    learner = world.learner()
+    learner.poll(4)
+    early = copy.deepcopy(world.store._shards)
+    world.drain(learner)
+    right = world.stored()
+    world.store._shards = early  # as after a failover to a replica that lagged
+    with pytest.raises(StaleCommit):
+        learner.poll()
+    world.drain(learner)
+    assert world.store.last(0)[1] == world.log.bounds(0)[1]
+    assert world.stored().equal(right) == []
 
 
 def test_fold_makes_loads_short_and_snapshots_are_kept_as_asked(world: World) -> None:
