@@ -18,7 +18,7 @@ from streaming.errors import LayoutMismatch, LogUnavailable, StoreUnavailable
 from streaming.log import CONTROL, Clock, EventLog, open_log, wall_clock
 from streaming.log.kafka_url import mask as masked
 from streaming.state import State
-from streaming.store import NOTHING, Image, Manifest, ParameterStore, open_store
+from streaming.store import NOTHING, Image, Manifest, ParameterStore, SnapshotInfo, automatic, open_store
 
 __all__ = [
     "LOG_FILE",
@@ -33,6 +33,7 @@ __all__ = [
     "half_import",
     "live",
     "masked",
+    "oldest_snapshot",
     "open_place",
     "silent",
     "state_of",
@@ -155,6 +156,16 @@ def half_import(log: EventLog, store: ParameterStore) -> bool:
     """
     lasts, ends = store.lasts(), log.ends()
     return any(last != NOTHING and head == 0 and end == 0 for (last, head), end in zip(lasts, ends, strict=False))
+
+
+def oldest_snapshot(opened: OpenPlace, shard: int) -> SnapshotInfo | None:
+    """The oldest automatic snapshot that the log goes on from; None where there is none.
+
+    An older one may be there beside it: of a learner that slept while another took newer ones and trimmed the log, or
+    brought back by a failover of the store that lost its dropping.
+    """
+    start, _ = opened.log.bounds(shard)
+    return next((info for info in automatic(opened.store, shard) if info.head >= start), None)
 
 
 def state_of(image: Image) -> State:

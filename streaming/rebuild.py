@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit, StoreUnavailable, StreamingError, Trimmed
 from streaming.learner import new_commit_id
 from streaming.log import wall_clock
-from streaming.place import OpenPlace, Place, Progress, open_place, silent, state_of
+from streaming.place import OpenPlace, Place, Progress, oldest_snapshot, open_place, silent, state_of
 from streaming.replay import TRIES, rows_that_differ
 from streaming.shard import Shard
 from streaming.state import Op, Rows, State, decode, encode
@@ -84,11 +84,11 @@ def rebuild(place: Place, shards: Iterable[int] | None = None, progress: Progres
 
 def _shard(opened: OpenPlace, shard: int, progress: Progress) -> ShardRebuild:
     for attempt in itertools.count(1):
-        snapshots = automatic(opened.store, shard)
+        snapshot = oldest_snapshot(opened, shard)
         try:
-            return _Rebuild(opened, shard, snapshots[0] if snapshots else None, progress).run()
+            return _Rebuild(opened, shard, snapshot, progress).run()
         except (NotFound, Trimmed) as error:  # a learner took a newer snapshot, and this one is gone
-            if attempt == TRIES or automatic(opened.store, shard) == snapshots:
+            if attempt == TRIES or oldest_snapshot(opened, shard) == snapshot:
                 raise LayoutMismatch(
                     f"shard {shard}: the log in {opened.place.name} no longer holds what follows its oldest snapshot "
                     f"({error}): restore log and store together from one backup"

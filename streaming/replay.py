@@ -14,10 +14,10 @@ import numpy as np
 from streaming.contract import COLUMNS
 from streaming.errors import LayoutMismatch, LogUnavailable, NotFound, Trimmed
 from streaming.log import Clock, wall_clock
-from streaming.place import OpenPlace, Place, Progress, open_place, silent, state_of
+from streaming.place import OpenPlace, Place, Progress, oldest_snapshot, open_place, silent, state_of
 from streaming.shard import Shard
 from streaming.state import State
-from streaming.store import SnapshotInfo, automatic
+from streaming.store import SnapshotInfo
 
 BATCHES = (257, 1, 1021, 13)
 """Records a step, in turn: sizes that no learner uses, one of them a single record."""
@@ -86,11 +86,12 @@ def replay(place: Place, progress: Progress = silent, clock: Clock = wall_clock)
 
 def _shard(opened: OpenPlace, shard: int, progress: Progress) -> ShardReplay:
     for attempt in itertools.count(1):
-        snapshots = automatic(opened.store, shard)
+        snapshot = oldest_snapshot(opened, shard)
         try:
-            return _from(opened, shard, snapshots[0] if snapshots else None, progress)
+            return _from(opened, shard, snapshot, progress)
         except (NotFound, Trimmed) as error:
-            if attempt == TRIES or (not isinstance(error, NotFound) and automatic(opened.store, shard) == snapshots):
+            same = not isinstance(error, NotFound) and oldest_snapshot(opened, shard) == snapshot
+            if attempt == TRIES or same:
                 raise LayoutMismatch(
                     f"shard {shard}: the log in {opened.place.name} no longer holds what follows its oldest "
                     f"snapshot ({error}): {opened.place.together}"

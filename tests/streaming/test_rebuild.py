@@ -134,6 +134,22 @@ def test_it_refuses_a_log_that_was_trimmed_too_far(world: World) -> None:
         rebuild(world.place)
 
 
+def test_a_snapshot_that_the_log_was_trimmed_behind_is_passed_over(world: World) -> None:
+    """A learner that slept takes one, or a failover brings it back, when newer ones have let the log be trimmed."""
+    for _ in range(3):
+        world.run()
+        world.learn()
+        world.snapshot(keep=3)
+    gone, first, *_ = (info.name for info in automatic(world.store, 0))
+    world.log.trim(0, automatic(world.store, 0)[1].head)
+    spoil(world.store, 0)
+    assert [shard.equal for shard in replay(world.place).shards] == [False, True]
+    report = rebuild(world.place).shards[0]
+    assert (report.snapshot, report.dropped) == (first, [])
+    assert gone not in [info.name for info in automatic(world.store, 0)]
+    assert replay(world.place).equal
+
+
 def test_beside_a_busy_learner_of_a_large_shard(tmp_path: Path) -> None:
     """A million edges, a learner that commits all the time and takes snapshots, and one bit that is wrong."""
     data = tmp_path / "data"
