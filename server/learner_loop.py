@@ -199,8 +199,9 @@ class LearnerLoop:
         learner.sync_labels()  # what a dying predecessor left of labels that control names no longer
 
     def _trim(self, learner: Learner) -> None:
-        trim(self._log, self._store, [learner.number])
+        # Once a snapshot: a broker that refuses must not hold up learning again and again.
         self._slots[learner.number].may_trim = False
+        trim(self._log, self._store, [learner.number])
 
     def _drop_graphs(self, learner: Learner) -> None:
         del learner

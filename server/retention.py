@@ -7,6 +7,7 @@ that a restore puts in place.
 
 from streaming import events
 from streaming.control import ControlState, GraphPut, Restore, from_json
+from streaming.errors import NotFound
 from streaming.learner import trim
 from streaming.log import CONTROL, EventLog
 from streaming.state import State
@@ -21,7 +22,9 @@ def drop_graphs(
     min_age_ms: int = HOUR_MS,
     known: dict[str, ControlState] | None = None,
 ) -> bool:
-    """Drops the blobs that are not needed; False while a shard has no snapshot, since all are needed then.
+    """Drops the blobs that are not needed. False where nobody can tell now, and nothing was dropped.
+
+    That is while a shard has no snapshot, since all are needed then, and when a learner drops one that is looked at.
 
     `known` holds what snapshots say of control, by their names, from one call to the next: they are large to read.
     """
@@ -36,8 +39,10 @@ def drop_graphs(
         for info in snapshots:
             if info.label or info.name == first:
                 names.add(info.name)
-                if info.name not in known:
-                    known[info.name] = _control_of(store, info.name)
+                try:
+                    known[info.name] = known.get(info.name) or _control_of(store, info.name)
+                except NotFound:
+                    return False
                 keep |= {policy.graph.blob for policy in known[info.name].policies.values() if policy.graph}
         oldest.append(known[first])
     for name in known.keys() - names:

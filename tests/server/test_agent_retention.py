@@ -40,3 +40,24 @@ def test_graphs_go_when_the_oldest_snapshot_is_past_them(tmp_path: Path) -> None
     assert kept() == [2]
     with pytest.raises(NotFound):
         host.store.get_blob(blobs[0])
+
+
+def test_a_snapshot_that_its_learner_drops_meanwhile_puts_it_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, shards=2)
+    host.diag("films", random_graph(0))
+    for learner in host.learners:
+        learner.snapshot(keep=1)
+    listed = host.store.snapshots
+
+    def snapshots(shard: int):
+        monkeypatch.undo()
+        found = listed(shard)
+        host.diag("books", random_graph(1))
+        host.learners[shard].snapshot(keep=1)
+        return found
+
+    monkeypatch.setattr(host.store, "snapshots", snapshots)
+    assert not drop_graphs(host.log, host.store, min_age_ms=-1)
+    assert drop_graphs(host.log, host.store, min_age_ms=-1)

@@ -258,6 +258,26 @@ def test_snapshots_are_taken_and_the_log_trimmed_behind_the_oldest_of_ones_own(w
     assert world.log.bounds(2)[0] == 0
 
 
+def test_a_log_that_cannot_be_trimmed_is_asked_once_a_snapshot(world: World) -> None:
+    asked: list[float] = []
+
+    def refuse() -> None:
+        asked.append(time.monotonic())
+        raise LogUnavailable("the user may not delete records")
+
+    log = Between(world.log)
+    log.before["trim"] = refuse
+    world.decide(0)
+    loop = world.start(Group(0), log=log, snapshot_interval_s=0.5, trims=True)
+    soon(lambda: loop.counts.snapshots > 0 and bool(asked))
+    world.decide(0)
+    soon(lambda: world.learned(0))
+    time.sleep(1.5)
+    assert len(asked) <= 6
+    soon(lambda: not loop.away)
+    assert world.errors == []
+
+
 def test_an_idle_shard_is_not_copied_again(world: World) -> None:
     loop = world.start(snapshot_interval_s=0.02)
     soon(lambda: all(automatic(world.store, shard) for shard in range(4)))
