@@ -14,7 +14,7 @@ from typing import Any
 
 from server.router_rows import Message
 from streaming.errors import LogUnavailable
-from streaming.log.kafka_url import TIMEOUT_S, KafkaUrl, asking, kafka_consumer, kafka_producer
+from streaming.log.kafka_url import TIMEOUT_S, KafkaUrl, asking, end_producer, kafka_consumer, kafka_producer
 
 MESSAGES_MAX = 5_000  # of one poll
 COMMIT_S = 0.1  # between two commits of the group's offsets
@@ -171,5 +171,4 @@ class DeadLetters:
     def close(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(Exception):
-                producer.close(timeout=0.5)
+            end_producer(producer)

@@ -12,7 +12,6 @@ Log time may go back a little when a partition's leader moves to a broker with a
 never does takes the running maximum, as a shard does. Appends are not one transaction: see `EventLog.append`.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -22,7 +21,15 @@ from streaming.errors import LogUnavailable
 from streaming.log import CONTROL, Record
 from streaming.log.kafka_reader import KafkaReader
 from streaming.log.kafka_topics import admin_of, check_same_log, open_topics
-from streaming.log.kafka_url import MESSAGE_BYTES, TIMEOUT_S, KafkaUrl, asking, kafka_producer, parse_kafka_url
+from streaming.log.kafka_url import (
+    MESSAGE_BYTES,
+    TIMEOUT_S,
+    KafkaUrl,
+    asking,
+    end_producer,
+    kafka_producer,
+    parse_kafka_url,
+)
 
 RECORD_BYTES = MESSAGE_BYTES - 1024
 """The largest record; Kafka puts a little around it."""
@@ -129,5 +136,4 @@ class KafkaLog:
             if producer is None or self._producer is not producer:
                 return
             self._producer = None
-        with contextlib.suppress(Exception):
-            producer.close(timeout=0.5)
+        end_producer(producer)

@@ -8,8 +8,7 @@
                     sasl_plain_username=..., sasl_plain_password=..., ssl_cafile=..., session_timeout_ms=10000
 
 Passwords in a URL are seen by everybody who sees the process's arguments: give such a URL by its environment variable
-or settings file. No error text of ours shows them: `mask` hides user:password@ and the values of all parameters that
-speak of a password, a secret or a token.
+or settings file. No error text of ours shows them (`streaming.urls.mask`).
 """
 
 import contextlib
@@ -22,6 +21,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from streaming.errors import LogUnavailable
+from streaming.urls import holds_stray_user, mask
 
 NAME = "croupier"
 TIMEOUT_S = 3.0
@@ -40,19 +40,8 @@ FIXED = {
     "max_request_size": "frames have a fixed limit",
 }
 
-_SECRET = re.compile(r"([?&;][^=&;\s]*(?:password|secret|token)[^=&;\s]*=)[^&;\s'\"]*", re.IGNORECASE)
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _WORDS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
-
-
-def mask(text: str) -> str:
-    """`text` with what is secret in the URLs that it holds replaced by `***`.
-
-    >>> mask("cannot open redis://u:p@h:1/x?ssl_password=q&db=2")
-    'cannot open redis://***@h:1/x?ssl_password=***&db=2'
-    """
-    return _SECRET.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,7 @@ def parse_kafka_url(url: str) -> KafkaUrl:
     shown = mask(url)
     if parts.scheme != "kafka" or not parts.netloc:
         raise ValueError(f"{shown} is no address of a Kafka: write kafka://host1:9092,host2:9092/NAME")
-    if "@" in parts.netloc:
+    if "@" in parts.netloc or holds_stray_user(parts):
         raise ValueError(
             f"{shown}: Kafka takes no user before the hosts: write "
             "?security_protocol=SASL_SSL&sasl_mechanism=PLAIN&sasl_plain_username=...&sasl_plain_password=..."
@@ -222,6 +211,19 @@ def kafka_producer(at: KafkaUrl, **ours: Any) -> Any:
     }
     with asking(at, "connect"):
         return _made(KafkaProducer, client_settings(at, KafkaProducer.DEFAULT_CONFIG, usual | ours))
+
+
+def end_producer(producer: Any) -> None:
+    """Ends a producer within a second or two, whatever it still holds.
+
+    With records that cannot be sent its own `close` raises half way, and leaves its thread trying to send them.
+    """
+    with contextlib.suppress(Exception):
+        producer.close(timeout=0.5)
+        return
+    with contextlib.suppress(Exception):
+        producer._sender.force_close()
+        producer.close(timeout=1)
 
 
 def kafka_admin(at: KafkaUrl) -> Any:

@@ -22,7 +22,7 @@ from streaming.log import kafka_reader as reader_module
 from streaming.log.kafka import RECORD_BYTES, KafkaLog
 from streaming.log.kafka_group import Membership
 from streaming.log.kafka_topics import admin_of, open_public_topics, refusals
-from streaming.log.kafka_url import KafkaUrl, kafka_consumer, mask, parse_kafka_url
+from streaming.log.kafka_url import KafkaUrl, end_producer, kafka_consumer, kafka_producer, mask, parse_kafka_url
 from tests.parts.host import wait_for
 from tests.parts.kafka import PASSWORD, USER, Broker
 
@@ -370,6 +370,32 @@ def test_a_network_that_stalls_is_noticed_and_ends_no_close(guarded, opened):
         guarded.proxy.pass_through()
     patiently(lambda: log.append([(0, b"after")]))
     assert patiently(lambda: log.read(0, 2))[-1].data == b"after"
+
+
+def senders() -> int:
+    """Threads of producers that are alive."""
+    from kafka.producer.sender import Sender
+
+    return sum(isinstance(thread, Sender) for thread in threading.enumerate())
+
+
+def test_a_producer_that_is_given_up_leaves_no_thread(guarded):
+    at = parse_kafka_url(f"kafka://{guarded.address('PROXY')}/{next(NAMES)}?one_broker=yes")
+    open_public_topics(at, 1)
+    before = senders()
+    producer = kafka_producer(at, delivery_timeout_ms=60_000)
+    producer.send(at.rewards, b"x").get(10)
+    assert senders() == before + 1
+    guarded.proxy.stall()
+    try:
+        waiting = producer.send(at.rewards, b"y")
+        began = time.monotonic()
+        end_producer(producer)
+        assert time.monotonic() - began < 4
+        assert waiting.failed()
+    finally:
+        guarded.proxy.pass_through()
+    wait_for(lambda: senders() == before, "its thread has ended")
 
 
 def test_tls_and_passwords_pass_through_and_are_never_shown(guarded, opened, caplog):
