@@ -17,10 +17,10 @@ from typing import NamedTuple
 from server.settings import Settings
 from streaming.errors import LayoutMismatch, LogUnavailable
 from streaming.log import Clock, EventLog, open_log, wall_clock
-from streaming.log.kafka_url import mask
 from streaming.place import Place, half_import
 from streaming.state import LAYOUT
 from streaming.store import Manifest, ParameterStore, open_store
+from streaming.urls import mask
 
 LOCK = "lock"
 SHARDS, SHARDS_APART = 1, 8

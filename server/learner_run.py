@@ -12,8 +12,9 @@ from server.learner_metrics import LearnerMetrics
 from server.settings import Settings
 from streaming.errors import LogUnavailable, StoreUnavailable
 from streaming.log import EventLog, open_log
-from streaming.place import Place, checked_manifest, masked
+from streaming.place import Place, checked_manifest
 from streaming.store import ParameterStore, open_store
+from streaming.urls import mask
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -62,7 +63,7 @@ def run(place: Place, settings: Settings, host: str, port: int, session_s: float
         )
         loop.stop = stop
         watching = metrics.watch(event_log, stop)
-        log.info("learning from %s into %s", masked(place.log), masked(place.store))
+        log.info("learning from %s into %s", mask(place.log), mask(place.store))
         loop.run()
         stop.set()
         watching.join(5.0)
@@ -82,7 +83,7 @@ def grouped(url: str, session_s: float | None) -> str:
 def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> bool:
     """Raises LayoutMismatch where the store is another log's, StoreUnavailable before a server has made it."""
     if store.manifest() is None:
-        raise StoreUnavailable(f"the store {masked(place.store)} is empty: `croupier serve {place.options}` makes it")
+        raise StoreUnavailable(f"the store {mask(place.store)} is empty: `croupier serve {place.options}` makes it")
     checked_manifest(place, event_log, store)
     return True
 

@@ -14,8 +14,9 @@ from streaming.errors import LogUnavailable, StoreUnavailable
 from streaming.log import EventLog, open_log
 from streaming.log.kafka_topics import open_public_topics
 from streaming.log.kafka_url import parse_kafka_url
-from streaming.place import Place, checked_manifest, masked
+from streaming.place import Place, checked_manifest
 from streaming.store import ParameterStore, open_store
+from streaming.urls import mask
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def run(log_url: str, store_url: str, host: str, port: int, stop: threading.Even
 def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> None:
     """Raises LayoutMismatch where the store is another log's, StoreUnavailable before a server has made it."""
     if store.manifest() is None:
-        raise StoreUnavailable(f"the store at {masked(place.store)} is empty: `croupier serve` makes it")
+        raise StoreUnavailable(f"the store at {mask(place.store)} is empty: `croupier serve` makes it")
     checked_manifest(place, event_log, store)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from server.auth import ApiKey, ApiKeyError, parse_key
-from streaming.log.kafka_url import mask
+from streaming.urls import mask
 
 PREFIX = "CROUPIER_"
 SCHEMES = {"log": ("kafka://",), "store": ("redis://", "rediss://")}

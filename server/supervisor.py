@@ -38,7 +38,7 @@ from server.shared import (
     run_folder,
 )
 from streaming.errors import StreamingError
-from streaming.log.kafka_url import mask
+from streaming.urls import mask
 
 log = logging.getLogger(__name__)
 BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)

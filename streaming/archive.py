@@ -48,7 +48,6 @@ from streaming.place import (
     control_history,
     control_of,
     live,
-    masked,
     open_place,
     silent,
     state_of,
@@ -56,6 +55,7 @@ from streaming.place import (
 from streaming.state import LAYOUT as STATE_LAYOUT
 from streaming.state import State
 from streaming.store import NOTHING, Commit, Manifest, ParameterStore, open_store
+from streaming.urls import mask
 
 FORMAT = "croupier export"
 LAYOUT = 1
@@ -376,7 +376,7 @@ def _make(place: Place, knowledge: _Knowledge, progress: Progress, clock: Clock)
         stack.callback(store.close)
         if store.manifest() is not None:
             raise ArchiveError(
-                f"the store {masked(place.store)} holds something already: import under another name, or remove it"
+                f"the store {mask(place.store)} holds something already: import under another name, or remove it"
             )
         _check_empty(place, log)
         store.create(Manifest(os.urandom(16).hex(), log.id, len(states), STATE_LAYOUT))
@@ -400,7 +400,7 @@ def _make(place: Place, knowledge: _Knowledge, progress: Progress, clock: Clock)
 def _check_empty(place: Place, log: EventLog) -> None:
     if any(log.ends()):
         raise ArchiveError(
-            f"the log {masked(place.log)} holds something already: import under another name, or remove it"
+            f"the log {mask(place.log)} holds something already: import under another name, or remove it"
         )
 
 

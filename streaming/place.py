@@ -16,9 +16,9 @@ from streaming import events
 from streaming.control import ControlError, ControlState, from_json
 from streaming.errors import LayoutMismatch, LogUnavailable, StoreUnavailable
 from streaming.log import CONTROL, Clock, EventLog, open_log, wall_clock
-from streaming.log.kafka_url import mask as masked
 from streaming.state import State
 from streaming.store import NOTHING, Image, Manifest, ParameterStore, SnapshotInfo, automatic, open_store
+from streaming.urls import mask
 
 __all__ = [
     "LOG_FILE",
@@ -32,7 +32,6 @@ __all__ = [
     "control_of",
     "half_import",
     "live",
-    "masked",
     "oldest_snapshot",
     "open_place",
     "silent",
@@ -77,14 +76,14 @@ class Place(NamedTuple):
     @property
     def name(self) -> str:
         """What to call it, fit to be shown."""
-        return str(self.folder) if self.folder is not None else f"{masked(self.log)} and {masked(self.store)}"
+        return str(self.folder) if self.folder is not None else f"{mask(self.log)} and {mask(self.store)}"
 
     @property
     def options(self) -> str:
         """How a command is told of it."""
         if self.folder is not None:
             return f"--data {self.folder}"
-        return f"--log '{masked(self.log)}' --store '{masked(self.store)}'"
+        return f"--log '{mask(self.log)}' --store '{mask(self.store)}'"
 
     @property
     def together(self) -> str:

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 from redis import Redis
 from redis.connection import parse_url
 
+from streaming.urls import holds_stray_user, mask
+
 DEFAULT_NAME = "croupier"
 DEFAULT_PORT = 6379
 _OURS = {
@@ -54,6 +56,9 @@ def parse(url: str) -> Address:
         raise ValueError(
             "a store in Redis is named redis://[user:password@]host:port,host:port/NAME (rediss:// for TLS)"
         )
+    if holds_stray_user(split):
+        raise ValueError(f"{mask(url)}: write / ? # and @ of a user and password as %2F %3F %23 and %40")
+    hosts = tuple(_host(split.scheme, host) for host in where.split(","))
     shown = f"{split.scheme}://{where}"
     name = split.path.strip("/") or DEFAULT_NAME
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name):
@@ -75,11 +80,11 @@ def parse(url: str) -> Address:
         options["password"] = unquote(password)
     if split.scheme == "rediss":
         options["ssl"] = True
-    return Address(tuple(_host(shown, host) for host in where.split(",")), name, options)
+    return Address(hosts, name, options)
 
 
-def _host(shown: str, text: str) -> tuple[str, int]:
+def _host(scheme: str, text: str) -> tuple[str, int]:
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::(\d{1,5}))?", text)
     if not found:
-        raise ValueError(f"{shown}: {text!r} is not host:port")
+        raise ValueError(f"a host of the {scheme}:// URL is not host:port; / ? # in a password are %2F %3F %23")
     return found[1] or found[2], int(found[3] or DEFAULT_PORT)

@@ -22,7 +22,8 @@ from streaming.log import kafka_reader as reader_module
 from streaming.log.kafka import RECORD_BYTES, KafkaLog
 from streaming.log.kafka_group import Membership
 from streaming.log.kafka_topics import admin_of, open_public_topics, refusals
-from streaming.log.kafka_url import KafkaUrl, end_producer, kafka_consumer, kafka_producer, mask, parse_kafka_url
+from streaming.log.kafka_url import KafkaUrl, end_producer, kafka_consumer, kafka_producer, parse_kafka_url
+from streaming.urls import mask
 from tests.parts.host import wait_for
 from tests.parts.kafka import PASSWORD, USER, Broker
 
@@ -447,6 +448,11 @@ def test_secrets_are_masked_wherever_they_stand():
     assert at.without_secrets("no hunter2 at kafka://h/x?sasl_plain_password=q") == (
         "no *** at kafka://h/x?sasl_plain_password=***"
     )
+    for password in ("hun/ter2", "hun ter2", "hun?ter2", "hun#ter2", "hun@ter2"):
+        assert mask(f"no redis://ann:{password}@h:1/x at all") == "no redis://***@h:1/x at all"
+        with pytest.raises(ValueError, match="Kafka takes no user") as caught:
+            open_log(f"kafka://ann:{password}@h/x")
+        assert "ter2" not in str(caught.value)
     assert mask("rediss://:hunter2@h:1/0 and x?a=1&client_secret=q;b=2") == (
         "rediss://***@h:1/0 and x?a=1&client_secret=***;b=2"
     )

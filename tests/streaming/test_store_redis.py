@@ -128,6 +128,10 @@ def small_pieces(monkeypatch):
     [
         ("redis://", "redis://.user:password@.host"),
         (f"redis://u:{SECRET}@h:port", "host:port"),
+        (f"redis://{SECRET}:pa@h:1:2", "host:port"),
+        (f"redis://u:{SECRET}/x@h:1/a", "%2F"),
+        (f"redis://u:{SECRET}?x@h:1/a", "%3F"),
+        (f"redis://u:{SECRET}#x@h:1/a", "%23"),
         (f"redis://u:{SECRET}@h/a{{b", "the name after the hosts"),
         (f"redis://u:{SECRET}@h/a?socket_timeout=soon&ssl_password={SECRET}", "socket_timeout"),
         (f"redis://u:{SECRET}@h/a?decode_responses=yes", "decode_responses"),
