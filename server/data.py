@@ -7,6 +7,7 @@ DATA/lock      held by the one server that runs on this folder; two servers on o
 DATA/run/      shared files, where memory has no room for them
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -109,10 +110,12 @@ def _opened_or_made(place: Place, shards: int) -> Parts:
         return open_parts(place, shards, write=True)
     if place.folder is not None:
         return open_parts(place, None if Path(place.log).exists() else SHARDS, write=True)
-    try:
+    with contextlib.suppress(LogUnavailable):  # there are no topics; or no brokers, and then it says so again
         return open_parts(place, write=True)
-    except LogUnavailable:  # there are no topics; or no brokers, and then it says so again
+    try:
         return open_parts(place, SHARDS_APART, write=True)
+    except LayoutMismatch:  # the brokers have come back meanwhile, or another server has made it, with another number
+        return open_parts(place, write=True)
 
 
 def _created(parts: Parts, manifest: Manifest | None) -> Manifest | None:

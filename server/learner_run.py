@@ -3,14 +3,14 @@
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from server.learner_loop import LearnerLoop
 from server.learner_metrics import LearnerMetrics
 from server.settings import Settings
-from streaming.errors import LogUnavailable, StoreUnavailable
+from server.waiting import Stopping, until_there
+from streaming.errors import StoreUnavailable
 from streaming.log import EventLog, open_log
 from streaming.place import Place, checked_manifest
 from streaming.store import ParameterStore, open_store
@@ -18,8 +18,6 @@ from streaming.urls import mask
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-RETRY_S = 1.0
-SAY_AGAIN_S = 15.0
 FINISH_S = 3.0
 
 
@@ -36,15 +34,14 @@ def run(place: Place, settings: Settings, host: str, port: int, session_s: float
         server, bound = metrics.serve(host, port)
         stack.callback(_end, server)
         log.info("metrics on http://%s:%d/metrics", host, bound)
-        event_log = _wait(lambda: open_log(place.log), stop)
-        if event_log is None:
+        try:
+            event_log = _wait(lambda: open_log(place.log), stop)
+            stack.callback(event_log.close)
+            store = _wait(lambda: open_store(place.store), stop)
+            stack.callback(store.close)
+            _wait(lambda: _belong(place, event_log, store), stop)
+        except Stopping:
             return
-        stack.callback(event_log.close)
-        store = _wait(lambda: open_store(place.store), stop)
-        if store is None:
-            return
-        stack.callback(store.close)
-        _wait(lambda: _belong(place, event_log, store), stop)
         _warm()
         if stop.is_set():
             return
@@ -80,12 +77,11 @@ def grouped(url: str, session_s: float | None) -> str:
     return f"{url}{'&' if '?' in url else '?'}session_timeout_ms={round(1000 * session_s)}"
 
 
-def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> bool:
+def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> None:
     """Raises LayoutMismatch where the store is another log's, StoreUnavailable before a server has made it."""
     if store.manifest() is None:
         raise StoreUnavailable(f"the store {mask(place.store)} is empty: `croupier serve {place.options}` makes it")
     checked_manifest(place, event_log, store)
-    return True
 
 
 def _warm() -> None:
@@ -95,20 +91,12 @@ def _warm() -> None:
     warm_up()
 
 
-def _wait(what: Callable[[], T], stop: threading.Event) -> T | None:
-    """What it returns, once log and store are there; None where it was told to stop."""
-    said, again_at = "", 0.0
-    while not stop.is_set():
-        try:
-            return what()
-        except ValueError as error:
-            raise WrongUrl(f"{error}.") from None
-        except (LogUnavailable, StoreUnavailable) as error:
-            if str(error) != said or time.monotonic() >= again_at:
-                said, again_at = str(error), time.monotonic() + SAY_AGAIN_S
-                log.warning("the learner waits: %s", said)
-            stop.wait(RETRY_S)
-    return None
+def _wait(what: Callable[[], T], stop: threading.Event) -> T:
+    """What it returns, once log and store are there. Raises Stopping."""
+    try:
+        return until_there("the learner", what, stop)
+    except ValueError as error:
+        raise WrongUrl(f"{error}.") from None
 
 
 def _end(server: Any) -> None:

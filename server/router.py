@@ -20,6 +20,7 @@ from server.router_metrics import RouterMetrics
 from server.router_rows import DeadLetter, Message, encoded, frames, slices, sort
 from server.router_view import KnownPolicies
 from server.schemas import FeedbackRow
+from server.waiting import Stopping
 from streaming.errors import LogUnavailable, StoreUnavailable
 from streaming.log import EventLog
 
@@ -54,10 +55,6 @@ class Letters(Protocol):
 class _Uncounted:
     def refusal(self, reason: str) -> None:
         """What is refused is counted when its letter is written."""
-
-
-class Stopping(Exception):
-    """The router ends while log or store is away: what is under way is read again by the next one."""
 
 
 class Router:
@@ -151,7 +148,7 @@ class Router:
             log.info("the group's offsets were not committed: %s", error)
 
     def _insist(self, what: Callable[[], T]) -> T:
-        """Does it, however long log or store are away."""
+        """Does it, however long log or store are away. Raises Stopping: what is under way is read again by the next."""
         waited_for = ""
         while True:
             try:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from server.router import RETRY_S, Router, Stopping
+from server.router import Router
 from server.router_kafka import DeadLetters, RewardsTopic
 from server.router_metrics import RouterMetrics
 from server.router_view import KnownPolicies
-from streaming.errors import LogUnavailable, StoreUnavailable
+from server.waiting import Stopping, until_there
+from streaming.errors import StoreUnavailable
 from streaming.log import EventLog, open_log
 from streaming.log.kafka_topics import open_public_topics
 from streaming.log.kafka_url import parse_kafka_url
@@ -56,19 +57,9 @@ def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> None:
 
 def _wait(what: Callable[[], T], stop: threading.Event, metrics: RouterMetrics, part: str) -> T:
     """What it returns, once log and store are there. Raises Stopping."""
-    said = ""
-    while not stop.is_set():
-        try:
-            made = what()
-        except (LogUnavailable, StoreUnavailable) as error:
-            if str(error) != said:
-                said = str(error)
-                log.warning("the router waits: %s", said)
-            stop.wait(RETRY_S)
-        else:
-            metrics.up.labels(part).set(1)
-            return made
-    raise Stopping
+    made = until_there("the router", what, stop)
+    metrics.up.labels(part).set(1)
+    return made
 
 
 def _end(server: Any) -> None:

@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,7 +38,9 @@ from server.shared import (
     RunFolder,
     run_folder,
 )
+from server.waiting import Stopping, until_there
 from streaming.errors import StreamingError
+from streaming.place import Place
 from streaming.urls import mask
 
 log = logging.getLogger(__name__)
@@ -64,20 +67,27 @@ class Child:
 
 
 def run(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit status. Trouble at the start is one sentence on stderr."""
+    """Serves until SIGTERM or SIGINT; returns the exit status. Trouble at the start is one sentence on stderr.
+
+    A Kafka or a Redis that is away is no trouble: it waits for them, and listens once they are there.
+    """
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
     )
     try:
         lock = data.take(settings.data)
-        listeners = _listen(settings)
+        for listener in _listen(settings):  # a port in use is said before there is anything to wait for
+            listener.close()
         store_id = _prepare(settings)
+        listeners = _listen(settings)
         folder = run_folder(settings.data.resolve(), data.run_id(settings, store_id), settings.run_dir)
         folder.claim()
         folder.sweep([])
     except (data.DataFolderError, StreamingError, OSError) as error:
         print(f"croupier: {error}", file=sys.stderr)
         return 1
+    except Stopping:
+        return 0
     try:
         return Supervisor(settings, folder, listeners).run()
     finally:
@@ -89,30 +99,46 @@ def run(settings: Settings) -> int:
 
 def _prepare(settings: Settings) -> str:
     """`data.prepare`; for servers of their own in a process of its own, because their clients' threads and connections
-    must not be here when we fork. Raises StreamingError."""
+    must not be here when we fork. It waits there while they are away; our SIGTERM or SIGINT raises Stopping.
+    Raises StreamingError, ValueError for a URL that cannot be."""
     place = data.place_of(settings)
     if place.folder is not None:
         return data.prepare(place, settings.shards)
     read, write = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        answer = "!it could not be prepared: the lines above say why"
-        try:
-            answer = data.prepare(place, settings.shards)
-        except (StreamingError, ValueError, OSError) as error:
-            answer = f"!{error}"
-        except Exception:
-            log.exception("log and store cannot be prepared")
-        finally:
-            os.write(write, answer.encode())
-            os._exit(0)
+        run_child(lambda: _prepare_for(write, place, settings.shards), parent, "prepare")
     os.close(write)
-    with os.fdopen(read) as pipe:
-        answer = pipe.read()
-    os.waitpid(pid, 0)
+    told = {number: signal.signal(number, _stopping) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with os.fdopen(read) as pipe:
+            answer = pipe.read()
+    except Stopping:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        for number, before in told.items():
+            signal.signal(number, before)
+        os.waitpid(pid, 0)
     if not answer or answer.startswith("!"):
-        raise StreamingError(answer[1:] or "the process that was to prepare log and store ended")
+        raise StreamingError(answer[1:] or "log and store could not be prepared: the lines above say why")
     return answer
+
+
+def _prepare_for(write: int, place: Place, shards: int) -> int:
+    """Writes to this pipe the store's id, or "!" and why there is none."""
+    try:
+        answer = until_there("the server", lambda: data.prepare(place, shards), threading.Event())
+    except (StreamingError, ValueError) as error:
+        answer = f"!{error}"
+    os.write(write, answer.encode())
+    return 0
+
+
+def _stopping(number: int, frame: object) -> None:
+    del number, frame
+    raise Stopping
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
@@ -178,7 +204,7 @@ class Supervisor:
             if not ready and self._ready():
                 ready = True
                 self._announce()
-            if not ready and time.monotonic() > deadline:
+            if not ready and time.monotonic() > deadline and self._place.folder is not None:  # else the agent waits
                 print("croupier: it did not become ready; the lines above say why.", file=sys.stderr)
                 self._end()
                 return 1

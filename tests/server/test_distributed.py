@@ -19,12 +19,13 @@ import pytest
 
 from server import data
 from server.learner_loop import LearnerLoop
+from server.launch import free_port
 from server.local import local_engine
 from server.schemas import FeedbackRow, RecommendRequest
 from server.settings import Settings
 from streaming import events
 from streaming.control import KeyAdd, PolicyPut, PolicySpec, from_json
-from streaming.errors import LayoutMismatch
+from streaming.errors import LayoutMismatch, LogUnavailable
 from streaming.log import CONTROL, open_log
 from streaming.place import Place, control_history, live
 from streaming.store import Manifest, open_store
@@ -285,13 +286,81 @@ def test_servers_that_make_log_and_store_at_once_make_one(kafka: Broker, redis_s
         assert [head for _, head in store.lasts()] == [0, 0]
 
 
-def test_a_server_that_cannot_reach_them_says_so_in_one_sentence(tmp_path: Path) -> None:
+def waiting(tmp_path: Path, log: str, store: str, *flags: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """A server that has said that it waits, and where it says so."""
+    said = tmp_path / "stderr"
+    command = [sys.executable, "-c", SERVE, "serve", f"--data={tmp_path / 'data'}", f"--log={log}", f"--store={store}"]
+    with said.open("wb") as errors:
+        process = subprocess.Popen([*command, *flags], stderr=errors, stdout=subprocess.DEVNULL)
+    wait_for(lambda: process.poll() is not None or "the server waits: " in said.read_text(), 30)
+    assert process.poll() is None, said.read_text()
+    return process, said
+
+
+def test_a_server_that_cannot_reach_them_waits_until_it_is_told_to_end(tmp_path: Path) -> None:
     log = "kafka://127.0.0.1:1/shop?security_protocol=SASL_PLAINTEXT&sasl_mechanism=PLAIN&sasl_plain_username=u"
+    port = free_port()
+    process, said = waiting(
+        tmp_path, f"{log}&sasl_plain_password=hunter2", "redis://:hunter2@127.0.0.1:1/shop", f"--port={port}"
+    )
+    assert re.search(r"the event log kafka://127.0.0.1:1/shop cannot connect: .*", said.read_text())
+    with pytest.raises(httpx.ConnectError):  # who asks for it is refused, and need not wait too
+        httpx.get(f"http://127.0.0.1:{port}/readyz")
+    children = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(10) == 0
+    wait_for(lambda: not any(child.is_running() for child in children), 5)
+    assert "hunter2" not in said.read_text()
+    assert "Traceback" not in said.read_text()
+
+
+def test_a_server_that_waited_for_redis_serves_once_it_is_there(kafka: Broker, tmp_path: Path) -> None:
+    redis = Single(tmp_path / "redis", appendonly="yes").start()
+    process = None
+    try:
+        place = place_of(kafka, redis)
+        redis.kill()
+        port = free_port()
+        process, _ = waiting(tmp_path, place.log, place.store, f"--port={port}", "--shards=2")
+        redis.restart()
+
+        def ready() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+            return False
+
+        wait_for(ready, 40)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+        redis.close()
+
+
+def test_a_server_started_on_what_cannot_be_ends_at_once(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-c", SERVE, "serve", "--port=0", "--shards=4", f"--data={tmp_path}",
-        f"--log={log}&sasl_plain_password=hunter2", "--store=redis://:hunter2@127.0.0.1:1/shop",
+        sys.executable, "-c", SERVE, "serve", "--port=0", f"--data={tmp_path}", "--log=kafka://h/shop?acks=0",
+        "--store=redis://:hunter2@127.0.0.1:1/shop",
     ]  # fmt: skip
     found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert found.returncode == 1
-    assert re.fullmatch(r"croupier: the event log kafka://127.0.0.1:1/shop cannot .*\n", found.stderr)
+    assert re.fullmatch(r"croupier: .*acks cannot be set.*\n", found.stderr)
     assert "hunter2" not in found.stderr + found.stdout
+
+
+def test_brokers_that_come_back_between_two_looks_are_taken_as_they_are(
+    kafka: Broker, redis_single: Single, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(kafka, redis_single)
+    made = data.prepare(place, 3)
+    really, away = data.open_log, [LogUnavailable("the brokers are away")]
+
+    def once_away(*args: Any, **more: Any) -> Any:
+        if away:
+            raise away.pop()
+        return really(*args, **more)
+
+    monkeypatch.setattr(data, "open_log", once_away)
+    assert data.prepare(place, 0) == made
