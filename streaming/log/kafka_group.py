@@ -97,8 +97,10 @@ class Membership:
                 self.rebalances += now > generation
                 generation = now
                 self._error = None
-            except LogUnavailable as error:
-                self._error = error
+            except Exception as error:  # of whatever kind: a thread that ended would leave its shards to nobody
+                unknown = f"the group of the event log {self.at.shown} cannot be joined: {error!r}"
+                known = isinstance(error, LogUnavailable)
+                self._error = error if known else LogUnavailable(self.at.without_secrets(unknown))
                 _close(consumer)
                 consumer, generation, self._shards = None, -1, frozenset()
                 self._stop.wait(AGAIN_S)

@@ -1,5 +1,6 @@
 """The log in Kafka beyond the contract: what it refuses to start on, brokers that end, secrets, the learners' group."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -477,6 +478,24 @@ def test_members_share_the_shards_and_take_over_what_one_leaves(url, opened):
     assert first.shards() == frozenset()
     wait_for(lambda: second.shards() == {0, 1, 2, 3}, "the second has all again")
     second.close()
+
+
+def test_a_member_outlives_what_the_client_should_not_raise(monkeypatch):
+    monkeypatch.setattr("streaming.log.kafka_group.AGAIN_S", 0.01)
+    member = Membership("kafka://h/x?sasl_plain_password=hunter2")
+    tries: list[int] = []
+
+    def fail() -> None:
+        tries.append(1)
+        raise KeyError("hunter2")
+
+    monkeypatch.setattr(member, "_joining", fail)
+    with contextlib.suppress(LogUnavailable):  # it has tried already, or not yet
+        member.shards()
+    wait_for(lambda: len(tries) > 3, "it tries again")
+    with pytest.raises(LogUnavailable, match=r"cannot be joined: KeyError\('\*\*\*'\)"):
+        member.shards()
+    member.close()
 
 
 FROZEN = """
