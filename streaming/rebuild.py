@@ -10,19 +10,33 @@ The newer automatic snapshots are compared on the way, and dropped where they ar
 would begin at them. Those with a label are named, and left to their owner.
 """
 
+import contextlib
 import itertools
+import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from streaming.control import GraphPut, Restore, from_json
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit, StoreUnavailable, StreamingError, Trimmed
 from streaming.learner import new_commit_id
-from streaming.log import wall_clock
-from streaming.place import OpenPlace, Place, Progress, oldest_snapshot, open_place, silent, state_of
+from streaming.log import open_log, wall_clock
+from streaming.place import (
+    OpenPlace,
+    Place,
+    Progress,
+    control_history,
+    live,
+    oldest_snapshot,
+    open_place,
+    silent,
+    state_of,
+)
 from streaming.replay import TRIES, rows_that_differ
 from streaming.shard import Shard
-from streaming.state import Op, Rows, State, decode, encode
-from streaming.store import Commit, SnapshotInfo, automatic
+from streaming.state import LAYOUT, Op, Rows, State, decode, encode
+from streaming.store import Commit, Manifest, SnapshotInfo, automatic, open_store
 
 EMPTY = encode([])
 SEIZES = 1000
@@ -68,18 +82,51 @@ class RebuildReport:
 
 
 def rebuild(place: Place, shards: Iterable[int] | None = None, progress: Progress = silent) -> RebuildReport:
-    """Makes the parameters of these shards (None: all) anew.
+    """Makes the parameters of these shards (None: all) anew; where the log is whole, also of a store that is empty.
 
     Raises the errors of `streaming.place.open_place`, ValueError for a shard that is not there, LayoutMismatch where
     the log no longer holds what follows the oldest snapshot, StoreUnavailable where nobody could tell how a commit
     ended: running it again is safe.
     """
+    _make_store(place)
     with open_place(place) as opened:
         numbers = range(opened.log.shards) if shards is None else list(shards)
         for shard in numbers:
             if not 0 <= shard < opened.log.shards:
                 raise ValueError(f"shard {shard}: there are 0 to {opened.log.shards - 1}")
         return RebuildReport(place.name, [_shard(opened, shard, progress) for shard in numbers])
+
+
+def _make_store(place: Place) -> None:
+    """Makes the store of a log that has lost it: what the log says from its start is then all there is to learn.
+
+    Raises LayoutMismatch where that is not all.
+    """
+    if place.folder is not None and not Path(place.log).exists():
+        return  # `open_place` says so
+    with contextlib.ExitStack() as stack:
+        log = open_log(place.log)
+        stack.callback(log.close)
+        store = open_store(place.store)
+        stack.callback(store.close)
+        if store.manifest() is not None or not any(log.ends()):
+            return
+        backup = "restore the store from a backup, or `croupier import` an export under a new name"
+        for shard in range(log.shards):
+            if start := log.bounds(shard)[0]:
+                raise LayoutMismatch(
+                    f"the store in {place.name} is empty, and the log of shard {shard} starts at offset {start:,}, "
+                    f"behind snapshots that went with the store: {backup}"
+                )
+        for _, text, _ in live(control_history(log)):
+            record = from_json(text)
+            if isinstance(record, GraphPut | Restore):
+                what = "graph" if isinstance(record, GraphPut) else "restored parameters"
+                raise LayoutMismatch(
+                    f"the store in {place.name} is empty, and held the {what} of policy {record.policy!r}, which the "
+                    f"log only names: {backup}"
+                )
+        store.create(Manifest(secrets.token_hex(8), log.id, log.shards, LAYOUT))
 
 
 def _shard(opened: OpenPlace, shard: int, progress: Progress) -> ShardRebuild:

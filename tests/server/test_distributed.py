@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from server import data
-from server.learner_loop import LearnerLoop
 from server.launch import free_port
+from server.learner_loop import LearnerLoop
 from server.local import local_engine
 from server.schemas import FeedbackRow, RecommendRequest
 from server.settings import Settings

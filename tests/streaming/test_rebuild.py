@@ -1,5 +1,6 @@
 """Rebuild on a real data folder: what was wrong becomes what the log says, beside learners that go on."""
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from streaming.control import SnapshotTake
 from streaming.errors import LayoutMismatch
 from streaming.learner import Learner
 from streaming.log import open_log
-from streaming.place import Place
+from streaming.place import Place, state_of
 from streaming.rebuild import rebuild
 from streaming.replay import replay
 from streaming.state import State
@@ -148,6 +149,44 @@ def test_a_snapshot_that_the_log_was_trimmed_behind_is_passed_over(world: World)
     assert (report.snapshot, report.dropped) == (first, [])
     assert gone not in [info.name for info in automatic(world.store, 0)]
     assert replay(world.place).equal
+
+
+def emptied(world: World) -> None:
+    """The store is gone, as after a FLUSHALL; the log is what it was."""
+    world.close()
+    for file in world.data.glob("store.sqlite*"):
+        file.unlink()
+
+
+def test_a_store_that_is_gone_is_made_anew_from_a_whole_log(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", with_graph=False)
+    world.run()
+    world.learn()
+    before = world.states()
+    emptied(world)
+    report = rebuild(world.place)
+    assert [(shard.start, shard.snapshot, shard.differed) for shard in report.shards] == [(0, None, {})] * 2
+    assert replay(world.place).equal
+    with contextlib.closing(open_store(world.place.store)) as store:
+        assert all(before[shard].equal(state_of(store.load(shard))) == [] for shard in range(2))
+    assert rebuild(world.place).shards[0].differed == {}
+
+
+def test_a_store_that_is_gone_and_held_more_than_the_log_says_is_not_made(world: World) -> None:
+    emptied(world)
+    with pytest.raises(LayoutMismatch, match=r"held the graph of policy 'films', which the log only names: restore"):
+        rebuild(world.place)
+    assert open_store(world.place.store).manifest() is None
+
+
+def test_a_store_that_is_gone_beside_a_trimmed_log_is_not_made(world: World) -> None:
+    world.snapshot()
+    world.run()
+    world.learn()
+    world.snapshot(keep=1)
+    emptied(world)
+    with pytest.raises(LayoutMismatch, match=r"shard 0 starts at offset .* behind snapshots that went with the store"):
+        rebuild(world.place)
 
 
 def test_beside_a_busy_learner_of_a_large_shard(tmp_path: Path) -> None:

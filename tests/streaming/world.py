@@ -22,7 +22,7 @@ class World:
 
     def __init__(
         self, at: Path | Place, shards: int = 2, half_life_s: float | None = None, fresh: bool = True,
-        start_ms: int = START_MS,
+        start_ms: int = START_MS, with_graph: bool = True,
     ) -> None:  # fmt: skip
         self.place = at if isinstance(at, Place) else Place.of_folder(at)
         self.now_ms, self.rng = start_ms, np.random.default_rng(5)
@@ -42,7 +42,10 @@ class World:
             reward = RewardContract(60_000, 0.0, "last", -5.0, 5.0)
             self.control(KeyAdd(1, "ab" * 16, start_ms))
             self.control(PolicyPut("films", PolicySpec("diag-linucb", reward, {"half_life_s": half_life_s})))
-            self.control(GraphPut("films", self.store.put_blob(graph().to_bytes())))
+            if with_graph:
+                self.control(GraphPut("films", self.store.put_blob(graph().to_bytes())))
+            else:
+                self.control(ItemPut("nowhere", "y"))
             self.control(PolicyPut("titles", PolicySpec("thompson-beta", reward), ["a", "b", "c"]))
             self.control(ItemPut("nowhere", "x"))
         self.learners = [Learner(shard, self.log, self.store) for shard in range(self.shards)]
