@@ -133,7 +133,7 @@ class Team:
     def begin(self) -> None:
         """Returns when the first server is ready; the other one is on its way."""
         self.servers[0].process.start()
-        wait_for(self.servers[0].ready, "the first server is ready", 60)
+        wait_for(self.servers[0].ready, "the first server is ready", 240)  # kernels may have to be compiled
         self.servers[1].process.start()
         self.store = RedisStore(self.store_url)
 

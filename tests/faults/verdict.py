@@ -76,23 +76,21 @@ def settled(team: Team, tail: Tail, ledger: Ledger) -> float:
 
 
 def _sent(team: Team, payloads: set[bytes]) -> Iterator[str]:
-    """Where in the router's topic the rewards of these decisions are, beside the offsets that the router has done."""
-    for record in _all_of(team, f"{team.name}.rewards", group_id=f"{team.name}.router"):
+    """Where in the router's topic the rewards of these decisions are."""
+    for record in _all_of(team, f"{team.name}.rewards"):
         row = json.loads(record.value)
         if payload_of(row.get("decision_id", "")) in payloads:
             yield f"{record.partition}:{record.offset} at {record.timestamp}"
 
 
-def _all_of(team: Team, topic: str, **settings: Any) -> Iterator[Any]:
+def _all_of(team: Team, topic: str) -> Iterator[Any]:
     """The records of all partitions of a topic."""
-    settings |= {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
+    settings: dict[str, Any] = {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
     with client(KafkaConsumer(bootstrap_servers=team.site.broker.bootstrap, **settings)) as consumer:
         partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
         consumer.assign(partitions)
-        for partition, end in consumer.end_offsets(partitions).items():
+        for partition in partitions:
             consumer.seek(partition, 0)
-            done = consumer.committed(partition) if "group_id" in settings else None
-            print(f"{partition}: ends at {end}, committed {done}") if done is not None else None
         ends = consumer.end_offsets(partitions)
         while any(consumer.position(partition) < end for partition, end in ends.items()):
             for records in consumer.poll(500).values():
