@@ -6,6 +6,7 @@
 
 Servers and learners may go on meanwhile. Seizing takes a moment only, so it succeeds beside a busy learner too; what
 comes after is done before that learner has loaded the shard, and where it is not, all begins again from seizing.
+Parameters that cannot be read at all (StoreCorrupt) are written over whole, their base and stream with them.
 The newer automatic snapshots are compared on the way, and dropped where they are not what the log says: later replays
 would begin at them. Those with a label are named, and left to their owner.
 """
@@ -19,7 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streaming.control import GraphPut, Restore, from_json
-from streaming.errors import LayoutMismatch, NotFound, StaleCommit, StoreUnavailable, StreamingError, Trimmed
+from streaming.errors import (
+    LayoutMismatch,
+    NotFound,
+    StaleCommit,
+    StoreCorrupt,
+    StoreUnavailable,
+    StreamingError,
+    Trimmed,
+)
 from streaming.learner import new_commit_id
 from streaming.log import open_log, wall_clock
 from streaming.place import (
@@ -55,14 +64,18 @@ class ShardRebuild:
     differed: dict[str, int]
     dropped: list[str]
     wrong_labels: list[str]
+    damage: str
+    """Why what was stored could not be read; "" where it could."""
 
     def lines(self) -> list[str]:
         source = f"snapshot {self.snapshot}" if self.snapshot else "the start of the log"
         found = f"{len(self.differed)} tables DIFFERED" if self.differed else "nothing had differed"
+        found = "it was DAMAGED" if self.damage else found
         lines = [
             f"shard {self.shard}: rebuilt from {source}: {self.records:,} records, offsets {self.start:,} to "
             f"{self.stop:,}; {found}"
         ]
+        lines += [f"  what was stored could not be read: {self.damage}"] if self.damage else []
         lines += [f"  {name}: {rows:,} rows differed" for name, rows in self.differed.items()]
         lines += [f"  snapshot {name} differed too and is dropped" for name in self.dropped]
         lines += [f"  snapshot {name} differs from the log: delete it, do not restore it" for name in self.wrong_labels]
@@ -156,25 +169,33 @@ class _Rebuild:
         self.machine = Shard(shard, self.log.shards, state, self.store.get_blob)
         self.at, self.records = self.start, 0
         self.end = self.log.bounds(shard)[1]
+        self.damage = ""
         self.names: set[str] = set()  # tables that the store has, or had since we look
 
     def run(self) -> ShardRebuild:
-        image = self.store.load(self.shard)
-        stored = state_of(image)
-        last, stop = image.last
+        stored, (last, stop) = self._stored()
         right, wrong = self._snapshots(stop)
         self._advance(stop, exactly=True)
         differed: dict[str, int] = {}
         if stored.tables and stop >= self.start:  # else it lost its newest commits, or has learned nothing yet
             differed = {name: rows_that_differ(self.state, stored, name) for name in self.state.equal(stored)}
         self.names |= set(stored.tables)
-        del stored, image
+        del stored
         self._advance(self.log.bounds(self.shard)[1])
         self._replace(last)
         dropped = self._drop(right, wrong)
         labels = [info.name for info in wrong if info.label]
         name = self.snapshot.name if self.snapshot is not None else None
-        return ShardRebuild(self.shard, self.start, self.at, name, self.records, differed, dropped, labels)
+        return ShardRebuild(self.shard, self.start, self.at, name, self.records, differed, dropped, labels, self.damage)
+
+    def _stored(self) -> tuple[State, tuple[bytes, int]]:
+        """What the store has, and its last commit's id and head."""
+        try:
+            image = self.store.load(self.shard)
+        except StoreCorrupt as error:
+            self.damage = str(error)
+            return State(), self.store.last(self.shard)
+        return state_of(image), image.last
 
     @property
     def state(self) -> State:
@@ -193,6 +214,8 @@ class _Rebuild:
                     copy = state_of(self.store.load_snapshot(info.name))
                 except NotFound:  # a learner dropped it meanwhile
                     continue
+                except StoreCorrupt:
+                    copy = State()
                 (wrong if self.state.equal(copy) else right).append(info)
         return right, wrong
 
@@ -223,7 +246,7 @@ class _Rebuild:
                 self._commit(seize)
             except StaleCommit:
                 continue
-            between = self.store.changes(self.shard, known)
+            between = [] if self.damage else self.store.changes(self.shard, known)
             if between is None:  # so many commits that they are not kept: what tables there are, only a load can say
                 image = self.store.load(self.shard)
                 self.names |= set(state_of(image).tables)
@@ -233,8 +256,13 @@ class _Rebuild:
                 known = seize.id
             self._advance(head)
             log_time_ms, everything = self.machine.log_time_ms, self._everything()
+            done = Commit(new_commit_id(), seize.id, self.at, log_time_ms, wall_clock(), everything)
             try:
-                self._commit(Commit(new_commit_id(), seize.id, self.at, log_time_ms, wall_clock(), everything))
+                self._commit(done)
+                if self.damage:
+                    parts = State()
+                    parts.apply(everything)
+                    self.store.fold(self.shard, done.id, parts.take_parts()[0], keep=0, whole=True)
             except StaleCommit:
                 continue
             return

@@ -99,8 +99,8 @@ class Membership:
                 self._error = None
             except Exception as error:  # of whatever kind: a thread that ended would leave its shards to nobody
                 unknown = f"the group of the event log {self.at.shown} cannot be joined: {error!r}"
-                known = isinstance(error, LogUnavailable)
-                self._error = error if known else LogUnavailable(self.at.without_secrets(unknown))
+                named = LogUnavailable(self.at.without_secrets(unknown))
+                self._error = error if isinstance(error, LogUnavailable) else named
                 _close(consumer)
                 consumer, generation, self._shards = None, -1, frozenset()
                 self._stop.wait(AGAIN_S)

@@ -142,12 +142,14 @@ class ParameterStore(Protocol):
         drop: Iterable[str] = (),
         keep: int = 1000,
         base: bytes | None = None,
+        whole: bool = False,
     ) -> None:
         """Write these parts into the base as of `commit_id`, which must be the last id (else StaleCommit).
 
         Parts neither given nor dropped stay as they are. The stream keeps its last `keep` commits for followers.
         `base`: the commit as of which the base is, since which `parts` are all that changed. StaleCommit where it is
         another: a failover may lose a fold and keep the commits after it.
+        `whole`: these are all parts there shall be, and what is there, be it damaged, is not looked at.
         """
 
     def put_blob(self, data: bytes) -> str:

@@ -98,6 +98,7 @@ class MemoryStore:
         drop: Iterable[str] = (),
         keep: int = 1000,
         base: bytes | None = None,
+        whole: bool = False,
     ) -> None:
         """See `ParameterStore.fold`."""
         with self._lock:
@@ -106,7 +107,7 @@ class MemoryStore:
                 raise StaleCommit(shard, commit_id, s.last_id)
             if base is not None and s.base_id != base:
                 raise StaleCommit(shard, base, s.base_id)
-            for name in drop:
+            for name in list(s.parts) if whole else drop:
                 s.parts.pop(name, None)
             s.parts.update(parts)
             s.base_id, s.base_head, s.base_time_ms = s.last_id, s.head, s.time_ms

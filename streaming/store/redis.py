@@ -177,12 +177,15 @@ class RedisStore:
         drop: Iterable[str] = (),
         keep: int = 1000,
         base: bytes | None = None,
+        whole: bool = False,
     ) -> None:
         """See `ParameterStore.fold`."""
         keys = self._shard(shard)
         last = self._position(shard, keys.last)
         if last.commit_id != commit_id:
             raise StaleCommit(shard, commit_id, last.commit_id)
+        if whole:
+            drop = [name.decode() for name in self._link.call("HKEYS", keys.parts)]
         gone = [name for name in drop if name not in parts]
         for _ in range(3):
             mark = self._write_parts(shard, last, parts)

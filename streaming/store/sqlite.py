@@ -185,6 +185,7 @@ class SqliteStore:
         drop: Iterable[str] = (),
         keep: int = 1000,
         base: bytes | None = None,
+        whole: bool = False,
     ) -> None:
         """See `ParameterStore.fold`."""
         with self._file.writing("NORMAL", sum(map(len, parts.values()))) as con:
@@ -193,7 +194,8 @@ class SqliteStore:
                 raise StaleCommit(shard, commit_id, last_id)
             if base is not None and base_id != base:
                 raise StaleCommit(shard, base, base_id)
-            for part in {*drop, *parts}:
+            there = con.execute("SELECT part FROM base WHERE shard = ?", (shard,)) if whole else ()
+            for part in {*drop, *parts, *(part for (part,) in there)}:
                 key = (shard, part)
                 old = con.execute("SELECT chunk FROM base WHERE shard = ? AND part = ?", key).fetchall()
                 con.execute("DELETE FROM base WHERE shard = ? AND part = ?", key)

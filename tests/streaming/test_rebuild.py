@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from redis import Redis
 
 from server.cli import cli
 from server.learner_loop import LearnerLoop
 from streaming import events
 from streaming.control import SnapshotTake
-from streaming.errors import LayoutMismatch
+from streaming.errors import LayoutMismatch, StoreCorrupt
 from streaming.learner import Learner
 from streaming.log import open_log
 from streaming.place import Place, state_of
@@ -20,6 +21,7 @@ from streaming.rebuild import rebuild
 from streaming.replay import replay
 from streaming.state import State
 from streaming.store import Commit, Manifest, automatic, open_store
+from tests.parts.redis import Single
 from tests.streaming.world import World
 
 
@@ -187,6 +189,38 @@ def test_a_store_that_is_gone_beside_a_trimmed_log_is_not_made(world: World) -> 
     emptied(world)
     with pytest.raises(LayoutMismatch, match=r"shard 0 starts at offset .* behind snapshots that went with the store"):
         rebuild(world.place)
+
+
+@pytest.mark.parametrize("what", ["part", "commits"])
+def test_what_cannot_be_read_is_written_over_whole(tmp_path: Path, redis_single: Single, what: str) -> None:
+    world = World(Place(str(tmp_path / "log.sqlite"), f"{redis_single.url}/damaged-{what}"))
+    for _ in range(2):
+        world.run()
+        world.learn()
+        world.snapshot()
+    world.run()
+    world.learn()
+    snapshots = automatic(world.store, 0)
+    tag = f"{{damaged-{what}:0}}"
+    with Redis.from_url(redis_single.url) as client:
+        if what == "part":
+            data = client.get(f"{tag}:part:edges/2#0")
+            client.set(f"{tag}:part:edges/2#0", data[:-1] + bytes([data[-1] ^ 1]))
+            client.hset(f"{tag}:parts", "edges/98#0", 5)  # named, but not there
+        else:
+            client.delete(f"{tag}:stream")
+    with pytest.raises(StoreCorrupt, match="croupier rebuild"):
+        world.store.load(0)
+    damaged, sound = rebuild(world.place).shards
+    assert "DAMAGED" in damaged.lines()[0]
+    assert "croupier rebuild" in damaged.damage
+    assert (damaged.snapshot, damaged.dropped, sound.damage) == (snapshots[0].name, [], "")
+    assert automatic(world.store, 0) == snapshots
+    world.run()
+    world.learners = [Learner(shard, world.log, world.store) for shard in range(2)]
+    world.learn()
+    assert replay(world.place).equal
+    world.close()
 
 
 def test_beside_a_busy_learner_of_a_large_shard(tmp_path: Path) -> None:

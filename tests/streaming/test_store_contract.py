@@ -223,6 +223,15 @@ def test_a_fold_on_another_base_than_the_store_s_is_refused(store):
     assert store.load(0) == Image(commit_id(3), 30, {"a": b"1", "b": b"2"}, [])
 
 
+def test_a_whole_fold_leaves_nothing_else(store):
+    fill(store, 0, 2)
+    store.fold(0, commit_id(2), {"a": b"1", "b": b"2"})
+    store.commit(0, step(3))
+    store.fold(0, commit_id(3), {"b": b"3", "c": b"4"}, keep=0, whole=True)
+    assert store.load(0) == Image(commit_id(3), 30, {"b": b"3", "c": b"4"}, [])
+    assert store.snapshot(0).size_bytes == 2
+
+
 def test_a_shard_without_commits_can_be_folded(store):
     store.fold(0, NOTHING, {"a": b"1"})
     assert store.load(0) == Image(NOTHING, 0, {"a": b"1"}, [])
