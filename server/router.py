@@ -29,6 +29,7 @@ POLL_MS = 200
 RETRY_S = 0.2
 DUTY_S = 1.0
 APPEND_BYTES = 8 << 20
+LETTERS_AT_ONCE = 2_000  # the brokers have seconds for them, and where they fail these alone are sent again
 # What may be otherwise once the newest keys and policies are known.
 DOUBTFUL = {"bad-token", "unknown-policy", "unknown-item"}
 T = TypeVar("T")
@@ -135,11 +136,13 @@ class Router:
             self._insist(lambda: self._log.append(records))
 
     def _bury(self, dead: Sequence[tuple[bytes | None, DeadLetter]]) -> None:
-        letters = [(key, encoded(letter)) for key, letter in dead]
-        self._insist(lambda: self._letters.append(letters))
-        self._metrics.dead_letters.inc(len(letters))
-        for _, letter in dead:
-            self._metrics.refused.labels(letter.reason).inc()
+        for start in range(0, len(dead), LETTERS_AT_ONCE):
+            some = dead[start : start + LETTERS_AT_ONCE]
+            letters = [(key, encoded(letter)) for key, letter in some]
+            self._insist(lambda batch=letters: self._letters.append(batch))  # type: ignore[misc]
+            self._metrics.dead_letters.inc(len(letters))
+            for _, letter in some:
+                self._metrics.refused.labels(letter.reason).inc()
 
     def _commit(self, now: bool = False) -> None:
         try:

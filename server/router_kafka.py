@@ -20,7 +20,6 @@ MESSAGES_MAX = 5_000  # of one poll
 COMMIT_S = 0.1  # between two commits of the group's offsets
 SESSION_MS = 10_000  # a router that was killed has its partitions taken over after this
 FETCH_BYTES = 4 << 20  # what waits in memory, for each partition and in all at most four times that
-_SENT_AT_ONCE = 5_000
 
 
 class RewardsTopic:
@@ -152,10 +151,6 @@ class DeadLetters:
 
     def append(self, letters: Sequence[tuple[bytes | None, bytes]]) -> None:
         """Writes (key, letter) of each, durably; raises LogUnavailable, and then some of them may be there."""
-        for start in range(0, len(letters), _SENT_AT_ONCE):
-            self._send(letters[start : start + _SENT_AT_ONCE])
-
-    def _send(self, letters: Sequence[tuple[bytes | None, bytes]]) -> None:
         if self._producer is None:
             self._producer = kafka_producer(self._at)
         try:

@@ -7,7 +7,8 @@ dead letter, JSON     reason      not-json, or a refusal's (server.schemas.Refus
                       field       the field at fault, null where it is the whole
                       detail      a sentence
                       topic, partition, offset     where the message stands
-                      index       place in the message's list, null where it is no list or could not be read
+                      index       place in the message's list, null where it is no list or could not be read, and in the
+                                  one letter for all rows that are refused after LETTERS_MAX of the same message
                       value       the row (or the whole message where it could not be read), as it was sent
                       encoding    of value: utf-8; base64 where the bytes are none; null with a null value
                       size        bytes of what was sent: a value of more than LETTER_BYTES is left out
@@ -27,6 +28,8 @@ from streaming import events
 LETTER_BYTES = 700_000
 """So that a letter and its key are less than the 1 MiB that topics allow unless told otherwise."""
 KEY_BYTES = 200_000
+LETTERS_MAX = 1000
+"""Rows of one message that get a letter each: a message of 1 MiB may be a list of 500,000 ones."""
 FRAME_BYTES = 1 << 20
 NOT_JSON = "not-json"
 SLICE_BYTES = 4 << 20  # messages are judged so much at a time: memory stays bounded whatever one poll brings
@@ -150,10 +153,10 @@ def _refusal(problem: Problem) -> Refusal:
 
 
 def _letters(refused: Iterable[tuple[_Place, Refusal]]) -> Iterator[tuple[bytes | None, DeadLetter]]:
-    """A letter for each; a list is cut into its rows once."""
+    """A letter for each, the rest of a long list in one; a list is cut into its rows once."""
     cut: Message | None = None
     parts: list[msgspec.Raw] = []
-    for (message, index), (reason, field, detail) in refused:
+    for (message, index), (reason, field, detail) in _shortened(refused):
         data = message.value
         if index is not None and data is not None:
             if cut is not message:
@@ -166,6 +169,22 @@ def _letters(refused: Iterable[tuple[_Place, Refusal]]) -> Iterator[tuple[bytes 
         )  # fmt: skip
         key = message.key
         yield key if key is None or len(key) <= KEY_BYTES else None, letter
+
+
+def _shortened(refused: Iterable[tuple[_Place, Refusal]]) -> Iterator[tuple[_Place, Refusal]]:
+    """The first `LETTERS_MAX` of each message, and for the rest of it one with the reason of the first of them."""
+    counts: dict[tuple[str, int, int], int] = {}
+    rest: dict[tuple[str, int, int], tuple[Message, Refusal]] = {}
+    for place, why in refused:
+        at = place[0].topic, place[0].partition, place[0].offset
+        counts[at] = counts.get(at, 0) + 1
+        if counts[at] <= LETTERS_MAX:
+            yield place, why
+        else:
+            rest.setdefault(at, (place[0], why))
+    for at, (message, why) in rest.items():
+        more = f"{counts[at] - LETTERS_MAX:,} more rows of this list are refused, the first of them so: {why.detail}"
+        yield (message, None), why._replace(detail=more)
 
 
 def _text(data: bytes | None) -> tuple[str | None, str | None]:

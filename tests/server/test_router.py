@@ -273,7 +273,21 @@ def test_a_list_of_a_hundred_thousand_rows(host: Host) -> None:
         len(record.data) for shard in range(3) for record in host.log.read(shard, before[shard], max_bytes=1 << 30)
     ]
     assert max(sizes) <= router_rows.FRAME_BYTES + events.FRAME_SIZE
-    assert [letter.index for _, letter in topic.letters] == list(range(100_000))
+    assert [letter.index for _, letter in topic.letters] == [*range(1000), None]
+
+
+def test_of_a_long_list_of_nonsense_the_first_rows_get_a_letter_each_and_the_rest_one(host: Host) -> None:
+    sound = host.recommend("ads", k=1, user=User(segment="s"))
+    good = body(sound.decision_id, sound.items[0].id, 1.0)
+    topic = Topic([b"[" + b"1," * 50_000 + good + b"]", b"[2]"])
+    router = router_of(host, topic)
+    router.turn()
+    letters = [letter for _, letter in topic.letters]
+    assert [letter.index for letter in letters] == [*range(1000), 0, None]
+    assert letters[-1].detail.startswith("49,000 more rows of this list are refused, the first of them so: ")
+    assert letters[-1].value is not None
+    assert letters[-1].size == len(letters[-1].value) == len(good) + 100_002
+    assert router._metrics.accepted._value.get() == 1
 
 
 def test_slices_and_frames_hold_everything_in_order() -> None:
