@@ -7,7 +7,11 @@ local id = string.sub(last, 1, 16)
 if id ~= ARGV[1] then return {id} end
 if ARGV[2] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[2] then return 0 end
 local base = string.sub(redis.call('GET', KEYS[4]) or '', 1, 16)
-if ARGV[4] ~= '' and base ~= ARGV[4] then return {base} end
+if ARGV[4] ~= '' and base ~= ARGV[4] then
+    -- Where somebody else has folded the same commit, our pieces are as theirs: no fold is under way.
+    if base == id then redis.call('DEL', KEYS[2]) end
+    return {base}
+end
 for i = 6, #KEYS do
     redis.call('UNLINK', KEYS[i])
     redis.call('HDEL', KEYS[3], ARGV[i - 1])

@@ -232,6 +232,15 @@ def test_a_whole_fold_leaves_nothing_else(store):
     assert store.snapshot(0).size_bytes == 2
 
 
+def test_a_fold_that_another_has_made_is_refused_and_leaves_the_shard_whole(store):
+    fill(store, 0, 2)
+    store.fold(0, commit_id(2), {"a": b"1"}, base=NOTHING)
+    with pytest.raises(StaleCommit):  # of one that slept meanwhile: the same parts, since the last commit is the same
+        store.fold(0, commit_id(2), {"a": b"1"}, base=NOTHING)
+    assert store.load(0) == Image(commit_id(2), 20, {"a": b"1"}, [])
+    assert store.snapshot(0).head == 20
+
+
 def test_a_shard_without_commits_can_be_folded(store):
     store.fold(0, NOTHING, {"a": b"1"})
     assert store.load(0) == Image(NOTHING, 0, {"a": b"1"}, [])
