@@ -135,7 +135,7 @@ class LearnerLoop:
             self._own(began)
             found = self._round()
             self._upkeep()
-            if not found and finish_by is not None and not self._refused():
+            if not found and finish_by is not None and not self._unloaded():
                 break
             if found < RECORDS_MAX:  # a commit for each small record would cost more than what it holds
                 idle = min(IDLE_S, IDLE_SHARE * (time.monotonic() - began))
@@ -170,10 +170,9 @@ class LearnerLoop:
                 self._try(slot, Learner.sync_labels)
         return found
 
-    def _refused(self) -> bool:
-        """Whether a shard of ours waits after a refused commit; what the log has for it is not learned yet."""
-        now = time.monotonic()
-        return any(now < slot.not_before and not slot.away for slot in self._slots.values())
+    def _unloaded(self) -> bool:
+        """Whether a shard of ours is to be loaded, after a refused commit: what the log has for it is not learned."""
+        return any(slot.learner.shard is None and not slot.away for slot in self._slots.values())
 
     def _upkeep(self) -> None:
         """What is due, of one shard: all of them at once would be a pause for each."""

@@ -175,6 +175,25 @@ def test_after_a_refused_commit_the_membership_is_asked_before_the_shard_is_load
     world.check(0)
 
 
+def test_what_a_refused_commit_held_is_learned_before_it_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_loop, "REFUSED_S", (0.0, 0.0))
+    store = Between(world.store)
+    loop = world.start(Group(0), store=store)
+    soon(lambda: world.learned(0))
+
+    def another() -> None:
+        store.before.clear()
+        Learner(0, world.log, world.store).poll(1)
+        loop.stop.set()
+
+    store.before["commit"] = another
+    world.log.append([(0, events.frame([]))] * 5)
+    world.stop()
+    assert loop.counts.refused == 1
+    assert world.learned(0)
+    assert world.errors == []
+
+
 def test_a_learner_that_slept_while_the_log_was_trimmed_loads_what_another_committed(world: World) -> None:
     asleep, store = threading.Event(), Between(world.log)
     loop = world.start(Group(0), log=store)
