@@ -177,9 +177,8 @@ class Agent:
                     self.host[LOG_TIME] = max(shard.log_time_ms for shard in self.replica.shards)
                     self.host[STORE] = THERE
                     self._say("the parameter store", None)
-            except StreamingError as error:
-                if isinstance(error, StoreUnavailable):
-                    self.host[STORE] = AWAY
+            except StreamingError as error:  # away, or flushed: whichever, parameters are those of before
+                self.host[STORE] = AWAY
                 self._say("the parameter store", error)
                 self._stop.wait(RETRY_S)
             self._stop.wait(POLL_S if found else IDLE_POLL_S)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from server.settings import Settings
 from streaming.errors import LayoutMismatch, LogUnavailable
 from streaming.log import Clock, EventLog, open_log, wall_clock
-from streaming.place import Place, half_import
+from streaming.place import Place, emptied, half_import
 from streaming.state import LAYOUT
 from streaming.store import Manifest, ParameterStore, open_store
 from streaming.urls import mask
@@ -85,7 +85,7 @@ def prepare(place: Place, shards: int) -> str:
         ends = parts.log.ends()  # before the manifest: who makes a store appends to the log after that
         manifest = parts.store.manifest()
         if manifest is None and any(ends):
-            raise LayoutMismatch(_emptied(place))
+            raise LayoutMismatch(emptied(place))
         if not any(ends):
             manifest = _created(parts, manifest)
         assert manifest is not None
@@ -129,18 +129,6 @@ def _created(parts: Parts, manifest: Manifest | None) -> Manifest | None:
             raise
         parts.store.create(there)
     return parts.store.manifest()
-
-
-def _emptied(place: Place) -> str:
-    if place.folder is not None:
-        return (
-            f"{place.log} has records, but {place.store} is empty: restore both from one backup, "
-            "or move the data folder away to start anew"
-        )
-    return (
-        f"the event log {mask(place.log)} has records, but the parameter store {mask(place.store)} is empty: "
-        f"restore Redis from its backup, or make the parameters anew from the log (croupier rebuild {place.options})"
-    )
 
 
 def _foreign(place: Place) -> str:

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 from server.learner_loop import LearnerLoop
 from server.learner_metrics import LearnerMetrics
 from server.settings import Settings
-from server.waiting import Stopping, until_there
-from streaming.errors import StoreUnavailable
-from streaming.log import EventLog, open_log
-from streaming.place import Place, checked_manifest
-from streaming.store import ParameterStore, open_store
+from server.waiting import Stopping, belong, until_there
+from streaming.log import open_log
+from streaming.place import Place
+from streaming.store import open_store
 from streaming.urls import mask
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def run(place: Place, settings: Settings, host: str, port: int, session_s: float
             stack.callback(event_log.close)
             store = _wait(lambda: open_store(place.store), stop)
             stack.callback(store.close)
-            _wait(lambda: _belong(place, event_log, store), stop)
+            _wait(lambda: belong(place, event_log, store), stop)
         except Stopping:
             return
         _warm()
@@ -75,13 +74,6 @@ def grouped(url: str, session_s: float | None) -> str:
     if session_s is None:
         return url
     return f"{url}{'&' if '?' in url else '?'}session_timeout_ms={round(1000 * session_s)}"
-
-
-def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> None:
-    """Raises LayoutMismatch where the store is another log's, StoreUnavailable before a server has made it."""
-    if store.manifest() is None:
-        raise StoreUnavailable(f"the store {mask(place.store)} is empty: `croupier serve {place.options}` makes it")
-    checked_manifest(place, event_log, store)
 
 
 def _warm() -> None:

@@ -10,14 +10,12 @@ from server.router import Router
 from server.router_kafka import DeadLetters, RewardsTopic
 from server.router_metrics import RouterMetrics
 from server.router_view import KnownPolicies
-from server.waiting import Stopping, until_there
-from streaming.errors import StoreUnavailable
-from streaming.log import EventLog, open_log
+from server.waiting import Stopping, belong, until_there
+from streaming.log import open_log
 from streaming.log.kafka_topics import open_public_topics
 from streaming.log.kafka_url import parse_kafka_url
-from streaming.place import Place, checked_manifest
-from streaming.store import ParameterStore, open_store
-from streaming.urls import mask
+from streaming.place import Place
+from streaming.store import open_store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +34,7 @@ def run(log_url: str, store_url: str, host: str, port: int, stop: threading.Even
             stack.callback(event_log.close)
             store = _wait(lambda: open_store(store_url), stop, metrics, "store")
             stack.callback(store.close)
-            _wait(lambda: _belong(Place(log_url, store_url), event_log, store), stop, metrics, "store")
+            _wait(lambda: belong(Place(log_url, store_url), event_log, store), stop, metrics, "store")
             _wait(lambda: open_public_topics(at, event_log.shards), stop, metrics, "log")
             source = _wait(lambda: RewardsTopic(at), stop, metrics, "log")
         except Stopping:
@@ -46,13 +44,6 @@ def run(log_url: str, store_url: str, host: str, port: int, stop: threading.Even
         stack.callback(letters.close)
         log.info("routing %s to %s", at.rewards, at.shown)
         Router(event_log, KnownPolicies(store, event_log), source, letters, metrics, stop).run()
-
-
-def _belong(place: Place, event_log: EventLog, store: ParameterStore) -> None:
-    """Raises LayoutMismatch where the store is another log's, StoreUnavailable before a server has made it."""
-    if store.manifest() is None:
-        raise StoreUnavailable(f"the store at {mask(place.store)} is empty: `croupier serve` makes it")
-    checked_manifest(place, event_log, store)
 
 
 def _wait(what: Callable[[], T], stop: threading.Event, metrics: RouterMetrics, part: str) -> T:

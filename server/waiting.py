@@ -7,6 +7,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from streaming.errors import LogUnavailable, StoreUnavailable
+from streaming.log import EventLog
+from streaming.place import Place, checked_manifest
+from streaming.store import ParameterStore
+from streaming.urls import mask
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,3 +34,11 @@ def until_there(who: str, what: Callable[[], T], stop: threading.Event) -> T:
                 log.warning("%s waits: %s", who, said)
             stop.wait(RETRY_S)
     raise Stopping
+
+
+def belong(place: Place, event_log: EventLog, store: ParameterStore) -> None:
+    """Raises StoreUnavailable before a server has made the store, LayoutMismatch where it is not that of this log."""
+    ends = event_log.ends()  # before the manifest: who makes a store appends to the log after that
+    if not any(ends) and store.manifest() is None:
+        raise StoreUnavailable(f"the store {mask(place.store)} is empty: `croupier serve {place.options}` makes it")
+    checked_manifest(place, event_log, store)

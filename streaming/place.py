@@ -30,6 +30,7 @@ __all__ = [
     "control_after",
     "control_history",
     "control_of",
+    "emptied",
     "half_import",
     "live",
     "oldest_snapshot",
@@ -129,7 +130,10 @@ def checked_manifest(place: Place, log: EventLog, store: ParameterStore) -> Mani
 
     Raises LayoutMismatch where it does not name this log, or an import into the place was never finished.
     """
+    ends = log.ends()  # before the manifest: who makes a store appends to the log after that
     manifest = store.manifest()
+    if manifest is None and any(ends):
+        raise LayoutMismatch(emptied(place))
     if manifest is None:
         raise LayoutMismatch(
             f"the store in {place.name} is empty: start a server once (croupier serve {place.options}), it creates log "
@@ -145,6 +149,20 @@ def checked_manifest(place: Place, log: EventLog, store: ParameterStore) -> Mani
             f"an import into {place.name} was not finished: remove what it made, or import again under a new name"
         )
     return manifest
+
+
+def emptied(place: Place) -> str:
+    """What to do where the log has records and the store has nothing."""
+    if place.folder is not None:
+        return (
+            f"{place.log} has records, but {place.store} is empty: restore both from one backup, "
+            "or move the data folder away to start anew"
+        )
+    return (
+        f"the event log {mask(place.log)} has records, but the parameter store {mask(place.store)} is empty: "
+        "restore Redis from its backup, `croupier import` an export under a new name, or, where nothing of the log was "
+        f"trimmed and no policy has a graph, make the parameters anew from it (croupier rebuild {place.options})"
+    )
 
 
 def half_import(log: EventLog, store: ParameterStore) -> bool:

@@ -23,9 +23,10 @@ from server.learner_loop import LearnerLoop
 from server.local import local_engine
 from server.schemas import FeedbackRow, RecommendRequest
 from server.settings import Settings
+from server.waiting import belong
 from streaming import events
 from streaming.control import KeyAdd, PolicyPut, PolicySpec, from_json
-from streaming.errors import LayoutMismatch, LogUnavailable
+from streaming.errors import LayoutMismatch, LogUnavailable, StoreUnavailable
 from streaming.log import CONTROL, open_log
 from streaming.place import Place, control_history, live
 from streaming.store import Manifest, open_store
@@ -271,9 +272,41 @@ def test_what_does_not_belong_together_is_not_started_on(kafka: Broker, redis_si
         data.prepare(Place(first.log, second.store), 0)
     with contextlib.closing(open_log(first.log, write=True)) as event_log:
         event_log.append([(0, events.frame([]))])
-    with pytest.raises(LayoutMismatch, match=r"restore Redis from its backup, or .*croupier rebuild --log"):
+    with pytest.raises(LayoutMismatch, match=r"restore Redis from its backup, .*croupier rebuild --log"):
         data.prepare(Place(first.log, place_of(kafka, redis_single).store), 0)
     assert data.prepare(first, 0)
+
+
+def test_what_says_it_waits_for_a_store_does_not_wait_for_one_that_was_lost(
+    kafka: Broker, redis_single: Single
+) -> None:
+    place = place_of(kafka, redis_single)
+    with (
+        contextlib.closing(open_log(place.log, 2, write=True)) as log,
+        contextlib.closing(open_store(place.store)) as store,
+    ):
+        with pytest.raises(StoreUnavailable, match="is empty: `croupier serve"):
+            belong(place, log, store)
+        log.append([(0, events.frame([]))])
+        with pytest.raises(LayoutMismatch, match="has records, but the parameter store"):
+            belong(place, log, store)
+
+
+def test_a_store_that_is_emptied_under_a_server_is_said_to_be_away(
+    kafka: Broker, redis_single: Single, tmp_path: Path
+) -> None:
+    place = place_of(kafka, redis_single)
+    server = Server(tmp_path / "data", log=place.log, store=place.store, shards=2)
+    try:
+        name = place.store.rpartition("/")[2]
+        keys = redis_single.admin.keys(f"{{{name}*")
+        assert keys
+        redis_single.admin.delete(*keys)
+        with client(server) as http:
+            wait_for(lambda: any("store is away" in each for each in http.get("/readyz").json()["degraded"]), 10)
+            wait_for(lambda: 'croupier_up{part="store"} 0.0' in http.get("/metrics").text)
+    finally:
+        server.end()
 
 
 def test_servers_that_make_log_and_store_at_once_make_one(kafka: Broker, redis_single: Single) -> None:
