@@ -117,8 +117,5 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _crash(request: Request, error: Exception) -> Response:
-    """Our own mistake; the traceback is in the server's log, never in the answer."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem_response(
-        errors.Problem(500, "Internal error", "This is a mistake of the server; its log says more.")
-    )
+    return problem_response(errors.internal())

@@ -82,7 +82,7 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
     from server.app import create_app
     from server.host import HostEngine
     from server.ipc import SocketChannel
-    from server.protocol import Protocol
+    from server.rehearsal import protocol_for
 
     class Server(uvicorn.Server):
         """Signals are ours: draining begins before the socket closes."""
@@ -99,7 +99,7 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
         engine.start()
         config = uvicorn.Config(
             create_app(settings, engine),
-            http=Protocol,
+            http=await protocol_for(settings),
             ws="none",
             log_config=None,
             log_level="warning" if not settings.access_log else "info",

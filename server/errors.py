@@ -156,6 +156,11 @@ def not_ready() -> Problem:
     return Problem(503, "Not ready", detail, retry_after=1.0)
 
 
+def internal() -> Problem:
+    """Our own mistake; the traceback is in the server's log, never in the answer."""
+    return Problem(500, "Internal error", "This is a mistake of the server; its log says more.")
+
+
 def as_sentence(text: str) -> str:
     """The text with a capital and a full stop."""
     return text[:1].upper() + text[1:].rstrip(".") + "."

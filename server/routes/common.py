@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import errors
-from server.auth import Gate
+from server.auth import ApiKey, Gate
 from server.bodies import decode
 from server.engine import ControlResult, Engine
 from server.limits import RateLimit, read_body
@@ -53,8 +53,12 @@ class Service:
         """Lets the request pass, or raises 401, 403 or 429."""
         key = self.gate.admit(request.headers.get("authorization"), role)
         if self.limit.rate_per_s:
-            address = request.client.host if request.client else "unknown"
-            self.limit.check(f"key {key.name}" if key else f"address {address}")
+            self.limit.check(self.caller(key, request.client.host if request.client else None))
+
+    @staticmethod
+    def caller(key: ApiKey | None, address: str | None) -> str:
+        """Whose rate limit a request counts for."""
+        return f"key {key.name}" if key else f"address {address or 'unknown'}"
 
 
 def service_of(request: Request) -> Service:
@@ -71,10 +75,19 @@ async def read_json(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
     return decode(decoder, await read_json_bytes(request))
 
 
-async def read_json_bytes(request: Request) -> bytes:
+def is_json(content_type: str) -> bool:
     # Strict, because a browser lets any page send text/plain or a form to a server on loopback, but not JSON.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON:
+    return content_type == JSON or _kind(content_type) == JSON
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+async def read_json_bytes(request: Request) -> bytes:
+    content_type = request.headers.get("content-type", "")
+    if not is_json(content_type):
+        kind = _kind(content_type)
         said = f"says {kind!r}" if kind else "does not say what it is"
         raise errors.Problem(415, "Unsupported media type", f"The body {said}; send the header Content-Type: {JSON}.")
     return await read_body(request, service_of(request).settings.max_body_bytes)

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from server import errors
 from server.bodies import decode
-from server.routes.common import answer, engine_of, read_json_bytes, route, service_of
+from server.engine import Engine
+from server.routes.common import JSON, engine_of, read_json_bytes, route, service_of
 from server.schemas import ACCEPTED, FeedbackAnswer, FeedbackRow, Verdict
 
 router = APIRouter(tags=["feedback"])
@@ -47,21 +48,27 @@ async def feedback(request: Request) -> Response:
     is late or a duplicate is accepted, and counted as such where it is learned.
     """
     body = await read_json_bytes(request)
-    engine = engine_of(request)
+    found = await feedback_bytes(engine_of(request), service_of(request).settings.max_batch, body)
+    return Response(found, 202, media_type=JSON)
+
+
+async def feedback_bytes(engine: Engine, max_batch: int, body: bytes) -> bytes:
+    """The answer's body to a feedback request's body; raises Problem. The one path from bytes to bytes."""
     rows = _rows(body)
     if rows is None:
         (verdict,) = await engine.feedback([decode(ONE, body)])
         if verdict.status == "refused":
             raise errors.refused_feedback(verdict.reason or "invalid", verdict.detail or "", verdict.field)
-        return answer(FeedbackAnswer([ACCEPTED]), 202)
-    most = service_of(request).settings.max_batch
+        return msgspec.json.encode(FeedbackAnswer([ACCEPTED]))
     if not rows:
         raise errors.invalid("feedback", "feedback is empty; send at least one reward.")
-    if len(rows) > most:
-        raise errors.invalid("feedback", f"There are {len(rows)} rewards; at most {most} go in one call (max_batch).")
+    if len(rows) > max_batch:
+        detail = f"There are {len(rows)} rewards; at most {max_batch} go in one call (max_batch)."
+        raise errors.invalid("feedback", detail)
     sound = [row for row in rows if isinstance(row, FeedbackRow)]
     verdicts = iter(await engine.feedback(sound) if sound else [])
-    return answer(FeedbackAnswer([row if isinstance(row, Verdict) else next(verdicts) for row in rows]), 202)
+    answers = [row if isinstance(row, Verdict) else next(verdicts) for row in rows]
+    return msgspec.json.encode(FeedbackAnswer(answers))
 
 
 def _rows(body: bytes) -> list[FeedbackRow] | list[FeedbackRow | Verdict] | None:

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.protocol import Protocol
+from server.hot import HotProtocol
 from server.settings import Settings
 from tests.server.memory import MemoryEngine
 
@@ -38,7 +38,8 @@ def client_of(settings: Settings, engine: MemoryEngine) -> Iterator[TestClient]:
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """The URL of a real HTTP server on loopback, in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(app, http=Protocol, port=0, log_level="error", ws="none"))
+    config = uvicorn.Config(app, http=HotProtocol, port=0, log_level="error", ws="none", access_log=False)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
