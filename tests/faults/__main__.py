@@ -15,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 from tests.faults.director import Run, Stage, drawn, stage
+from tests.faults.scenarios import SCENARIOS, away
+from tests.faults.scenarios import lines as lines_of
 from tests.faults.site import Site
 from tests.faults.troubles import TROUBLES
 from tests.parts.kafka import Broker
@@ -28,6 +30,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="how many runs, with the seeds that follow --seed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="these troubles in every run, separated by commas: " + ", ".join(TROUBLES))
+    parser.add_argument("--scenario", choices=SCENARIOS, help="one run with the log, or the store, away under load")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for so long")
     parser.add_argument("--team-runs", type=int, default=4, help="runs before the processes are replaced by new ones")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/out/faults.json"), help="where the figures go")
     parser.add_argument("--keep", type=Path, help="folder for the logs of a run that fails (default: a new one)")
@@ -38,7 +42,8 @@ def main() -> None:
     runs: list[Run] = []
     try:
         with Broker(folder / "kafka") as broker, Cluster(folder / "redis", proxied=True) as cluster:
-            failed = all_runs(Site(broker, cluster), arguments, runs)
+            site = Site(broker, cluster)
+            failed = scenario(site, arguments, runs) if arguments.scenario else all_runs(site, arguments, runs)
         if failed is not None:
             for log in (folder / "kafka" / "broker.log", *folder.glob("redis/*/redis.log")):
                 shutil.copy(log, arguments.keep / f"{log.parent.name}-{log.name}")
@@ -68,6 +73,16 @@ def all_runs(site: Site, arguments: argparse.Namespace, runs: list[Run]) -> Run 
                     made.failed = True
                     return run
     return None
+
+
+def scenario(site: Site, arguments: argparse.Namespace, runs: list[Run]) -> Run | None:
+    """Log or store away, once; returns the run where its verdict fails."""
+    with stage(site, arguments.seed, arguments.keep) as made:
+        run, figures = away(made, arguments.scenario, arguments.seconds, arguments.seed)
+        runs.append(run)
+        made.failed = bool(run.wrong)
+    print(run.line(), *lines_of(figures), sep="\n", flush=True)
+    return run if run.wrong else None
 
 
 def one(made: Stage, seed: int, only: list[str] | None) -> Run:

@@ -27,6 +27,7 @@ from tests.parts.host import wait_for
 
 WINDOW_S = 3.0  # of the policy whose rewards may be late
 TRIES = 4
+PATIENCE_S = {"recommend": 5.0, "feedback": 30.0}  # a server that starts accepts connections before it answers
 CLUSTERS, WIDTH, ITEMS, DIM = 24, 8, 40, 8
 
 
@@ -48,12 +49,13 @@ class Decided(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a server answered, `status` 0 where the connection broke; `at` is time.monotonic()."""
+    """What a server answered, `status` 0 where the connection broke; `at` is time.monotonic(), `took` in seconds."""
 
     server: int
     route: str
     status: int
     at: float
+    took: float
     detail: str = ""
 
 
@@ -174,8 +176,7 @@ class Load:
             self._failure = error
 
     async def _all(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=30)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             watching = [asyncio.create_task(self._watch(session, server)) for server in self._team.servers]
             await asyncio.gather(*(self._user(session, number) for number in range(self._users)))
             while self._later:
@@ -199,14 +200,17 @@ class Load:
         self, session: aiohttp.ClientSession, server: Server, route: str, body: object
     ) -> tuple[int, Any, float | None]:
         """(status, body, Retry-After); status 0 where there was no answer."""
+        began = time.monotonic()
+        patience = aiohttp.ClientTimeout(total=PATIENCE_S[route])
         try:
-            async with session.post(f"{server.url}/v1/{route}", json=body) as answer:
+            async with session.post(f"{server.url}/v1/{route}", json=body, timeout=patience) as answer:
                 found = await answer.json()
                 status, wait = answer.status, answer.headers.get("Retry-After")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             status, found, wait = 0, repr(error), None
         detail = "" if status in (200, 202) else str(found)[:300]
-        self._ledger.answers.append(Answer(server.number, route, status, time.monotonic(), detail))
+        now = time.monotonic()
+        self._ledger.answers.append(Answer(server.number, route, status, now, now - began, detail))
         if status == 503 and wait is None:
             self._ledger.retry_after_missing += 1
         return status, found, None if wait is None else float(wait)

@@ -52,12 +52,13 @@ def server_killed(team: Team, rng: random.Random) -> Course:
 
 def _child_killed(name: str) -> Callable[[Team, random.Random], Course]:
     def killed(team: Team, rng: random.Random) -> Course:
-        server = rng.choice([each for each in team.servers if each.process.alive] or team.servers)
-        if not server.process.alive or name not in (children := server.children()):
+        pids = {each.number: each.children().get(name) for each in team.servers if each.process.alive}
+        number, pid = rng.choice(sorted(pids.items()) or [(0, None)])
+        if pid is None:
             return "was down"
-        psutil.Process(children[name]).kill()
+        psutil.Process(pid).kill()
         yield 0.3
-        return f"server {server.number}"
+        return f"server {number}"
 
     return killed
 

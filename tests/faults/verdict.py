@@ -22,7 +22,7 @@ from streaming.place import live, state_of
 from streaming.replay import BATCHES
 from streaming.shard import Shard
 from streaming.state import State
-from tests.faults.load import Ledger, payload_of
+from tests.faults.load import Answer, Ledger, payload_of
 from tests.faults.site import FLUSH_MS, SHARDS, Team
 from tests.faults.tail import Tail
 from tests.faults.troubles import Happened
@@ -200,7 +200,7 @@ def answers(ledger: Ledger, happened: list[Happened]) -> Iterator[str]:
         allowed = {"recommend": {200}, "feedback": {202, 503}}[each.route]
         if each.status in allowed:
             continue
-        if each.status in (0, 503) and _was_killed(happened, each.server, each.at):
+        if each.status in (0, 503) and was_killed(happened, each):
             continue
         wrong[each.server, each.route, each.status, each.detail] += 1
     for (server, route, status, detail), n in wrong.most_common(5):
@@ -209,12 +209,13 @@ def answers(ledger: Ledger, happened: list[Happened]) -> Iterator[str]:
         yield f"{ledger.retry_after_missing} answers of 503 had no Retry-After"
 
 
-def _was_killed(happened: list[Happened], server: int, at: float) -> bool:
-    """Whether the server, or its worker, was killed and may not be back."""
+def was_killed(happened: list[Happened], answer: Answer) -> bool:
+    """Whether the server, or its worker, was killed before it answered, and may not have been back."""
     return any(
         each.name in ("server killed", "worker killed")
-        and each.note == f"server {server}"
-        and each.began - 0.5 <= at <= each.ended + RETURN_S
+        and each.note == f"server {answer.server}"
+        and each.began - 0.5 <= answer.at
+        and answer.at - answer.took <= each.ended + RETURN_S
         for each in happened
     )
 
