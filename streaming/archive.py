@@ -16,9 +16,10 @@ label are not exported, so the control history ends with records that delete the
 A folder is made beside its final name and renamed: there is all of it or nothing. Where the parts are servers, the
 order of writing tells (`streaming.place.half_import` looks):
 
-    manifest, blobs -> each shard's tables as of offset 0 -> control partition -> shards' partitions
+    manifest -> each shard's tables as of offset 0 -> blobs -> control partition -> shards' partitions
 
-so until the last step some shard has parameters beside an empty partition, and everyone refuses the place.
+so from the first table to the last step some shard has parameters beside an empty partition, and everyone refuses the
+place. What is cut off before the first table is an empty place.
 """
 
 import contextlib
@@ -59,6 +60,7 @@ from streaming.urls import mask
 
 FORMAT = "croupier export"
 LAYOUT = 1
+APPEND_BYTES = 4 << 20
 _MANIFEST, _CONTROL = "manifest.json", "control"
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, KeyError, ValueError, OverflowError, RuntimeError,
@@ -386,15 +388,27 @@ def _make(place: Place, knowledge: _Knowledge, progress: Progress, clock: Clock)
         for blob in knowledge.blobs.values():
             store.put_blob(blob)
         _check_empty(place, log)
-        if knowledge.history:
-            log.append([(CONTROL, record) for record in knowledge.history])
+        _append(log, [(CONTROL, record) for record in knowledge.history])
         batches: list[tuple[int, bytes]] = []
         for shard, state in enumerate(states):
             batches += [(shard, record) for _, _, record in live(knowledge.history, control_of(state).applied)]
             batches.append((shard, events.frame([])))
-        log.append(batches)
+        _append(log, batches)
         for shard in range(len(states)):
             Learner(shard, log, store).poll()
+
+
+def _append(log: EventLog, records: list[tuple[int, bytes]]) -> None:
+    """A few MiB at a time: an append to Kafka has seconds."""
+    some: list[tuple[int, bytes]] = []
+    size = 0
+    for record in records:
+        some.append(record)
+        size += len(record[1])
+        if size >= APPEND_BYTES:
+            log.append(some)
+            some, size = [], 0
+    log.append(some)
 
 
 def _check_empty(place: Place, log: EventLog) -> None:
