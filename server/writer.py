@@ -206,7 +206,7 @@ class Writer:
         try:
             self._log.append([(shard, events.frame([])) for shard in range(self._log.shards)])
         except LogUnavailable as error:
-            self._went(error)
+            self._failed([], error)  # who had come just before somebody else saw that it is away is told, too
         except Exception as error:
             self._crash(error, [])
         else:

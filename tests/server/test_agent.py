@@ -305,6 +305,24 @@ def test_a_log_that_somebody_saw_away_is_found_again_with_nothing_to_append(part
     writer.stop()
 
 
+def test_who_came_just_before_somebody_saw_the_log_away_is_told_and_decisions_wait(parts: Parts) -> None:
+    writer = Writer(parts.log, parts.host, whole=False)  # type: ignore[arg-type]
+    told: list[Exception | None] = []
+    kept: list[Exception | None] = []
+    parts.log.fault = LogUnavailable("no broker answers")
+    writer.submit([(0, 1, event(1))], told.append)
+    writer.submit([(0, 1, event(2))], kept.append, keep=True)
+    writer.suspect(LogUnavailable("no broker answers"))
+    writer.start()
+    wait_for(lambda: len(told) == 1)
+    assert isinstance(told[0], LogUnavailable)
+    assert not isinstance(told[0], InDoubt)
+    assert kept == []
+    parts.log.fault = None
+    wait_for(lambda: kept == [None])
+    writer.stop()
+
+
 def test_a_store_that_hangs_holds_up_neither_metrics_nor_feedback_nor_the_heart(parts: Parts) -> None:
     agent = parts.agent()
     agent.control(to_json(BANK))
