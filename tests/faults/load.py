@@ -13,15 +13,18 @@ import threading
 import time
 from base64 import urlsafe_b64decode
 from collections import Counter
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import aiohttp
 import httpx
 import numpy as np
 from kafka import KafkaProducer
+from kafka.errors import KafkaTimeoutError
 
 from bandits.graph import Graph
 from streaming import events, token
+from streaming.log.kafka_url import end_producer
 from tests.faults.site import Server, Team
 from tests.parts.host import wait_for
 
@@ -155,7 +158,7 @@ class Load:
 
     def start(self) -> None:
         self._producer = KafkaProducer(
-            bootstrap_servers=self._team.site.broker.bootstrap, acks="all", delivery_timeout_ms=60_000
+            bootstrap_servers=self._team.site.broker.bootstrap, acks="all", delivery_timeout_ms=600_000
         )
         self._thread.start()
 
@@ -164,8 +167,9 @@ class Load:
         self._stop.set()
         self._thread.join(90)
         assert not self._thread.is_alive(), "the load does not end"
-        self._producer.flush(60)
-        self._producer.close(10)
+        with suppress(KafkaTimeoutError):  # what Kafka has not acknowledged by then was only offered
+            self._producer.flush(30)
+        end_producer(self._producer)
         if self._failure is not None:
             raise self._failure
 
