@@ -19,6 +19,7 @@ from streaming.log.kafka_url import TIMEOUT_S, KafkaUrl, asking, end_producer, k
 MESSAGES_MAX = 5_000  # of one poll
 COMMIT_S = 0.1  # between two commits of the group's offsets
 SESSION_MS = 10_000  # a router that was killed has its partitions taken over after this
+STAY_MS = 500  # a shorter poll would never complete a rebalance: the next one begins it again
 FETCH_BYTES = 4 << 20  # what waits in memory, for each partition and in all at most four times that
 
 
@@ -45,7 +46,7 @@ class RewardsTopic:
 
     def stay(self) -> None:
         """Stays a member while what was polled waits for log or store; nothing more is fetched meanwhile."""
-        self._held += self._polled(0, "pause")
+        self._held += self._polled(STAY_MS, "pause")
 
     def done(self, messages: Sequence[Message]) -> None:
         """These are in the event log or among the dead letters, durably."""

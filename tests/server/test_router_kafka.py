@@ -198,6 +198,27 @@ def test_what_is_appended_but_not_committed_is_taken_again_and_counts_once(world
         assert sum(world.outcomes().get(name, 0) for name in ("applied", "duplicate")) == count
 
 
+def test_a_router_that_waits_for_log_or_store_lets_others_in(world: World) -> None:
+    """Its polls in between are what takes part in a rebalance."""
+    stop = threading.Event()
+    waits, comes = RewardsTopic(world.at), RewardsTopic(world.at)
+
+    def wait() -> None:
+        while not stop.wait(0.2):
+            waits.stay()
+
+    wait_for(lambda: waits.poll(200) == [] and len(waits._consumer.assignment()) == 4, "the first has all")
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    try:
+        wait_for(lambda: comes.poll(200) == [] and len(comes._consumer.assignment()) == 2, "the second has half")
+    finally:
+        stop.set()
+        waiting.join()
+        waits.close()
+        comes.close()
+
+
 def test_kill_rebalance_and_a_broker_away_lose_nothing(world: World, kafka: Broker) -> None:
     decisions = world.decisions(3000)
     first = world.start()
