@@ -164,15 +164,15 @@ class Serving:
         self.n_clusters = len(indptr) - 1
         self.centroids = np.empty((self.n_clusters, 0), np.float32) if centroids is None else centroids
         paused = np.zeros(n_items, np.uint8) if paused is None else paused
-        self._index = np.empty(n_items, np.uint32)
-        self._numbers = np.empty((2, n_items))
+        self.index = np.empty(n_items, np.uint32)
+        self.numbers = np.empty((2, n_items))
         p = parameters
         settings = (p.alpha, p.explore_share, p.randomize_top, p.fresh == "first", p.fresh_share, MODES[p.mode])
         arrays: Any = (
             *(indptr, items, pairs, paused),
             *(_blank_sums(n_items), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
             *(np.empty(2 * n_items + 1, np.uint32), np.empty((2, n_items)), np.empty(n_items)),
-            *(np.empty((3, n_items), np.int64), self._index, self._numbers),
+            *(np.empty((3, n_items), np.int64), self.index, self.numbers),
             *(np.array(settings, np.float64), np.empty(MOST)),
         )
         self._arrays = arrays  # the kernel holds addresses only
@@ -225,6 +225,22 @@ class Serving:
             exclude, candidates: item indices i64[n]; without candidates every item is one. Numbers that are no
                 item's are ignored.
         """
+        got, used = self.fill(clusters, weights, k, word, mode, exclude, candidates)
+        scores, propensities = self.numbers[:, :got].copy()
+        return Slate(self.index[:got].copy(), scores, propensities, used)
+
+    def fill(
+        self,
+        clusters: NDArray[np.uint32],
+        weights: NDArray[np.uint16],
+        k: int,
+        word: int,
+        mode: int | None = None,
+        exclude: NDArray[np.int64] = _NO_ITEMS,
+        candidates: NDArray[np.int64] | None = None,
+    ) -> tuple[int, int]:
+        """`choose` without the copy: (k', mode code used); the slate is index[:k'] and numbers[:, :k'] (scores and
+        propensities) until the next call."""
         place, wanted = self._place, 0
         limited = candidates is not None or len(exclude) > 0
         if limited:
@@ -237,8 +253,7 @@ class Serving:
             limit(place, exclude, 0)
         if candidates is not None:
             limit(place, candidates, 0)
-        scores, propensities = self._numbers[:, :got].copy()
-        return Slate(self._index[:got].copy(), scores, propensities, used)
+        return got, used
 
 
 def _blank_sums(n_items: int) -> NDArray[np.float32]:

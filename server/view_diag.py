@@ -61,18 +61,17 @@ class DiagView(View):
                 raise errors.invalid("user.embedding", f"user.embedding {error.sentence}.") from None
         if user.clusters is None:
             raise errors.invalid("user", f"Policy {self.entry.name!r} needs user.embedding or user.clusters.")
-        clusters = np.array(user.clusters, np.int64)
-        if clusters.max(initial=0) >= self.serving.n_clusters:
-            at = int(np.argmax(clusters >= self.serving.n_clusters))
+        if max(user.clusters, default=0) >= self.serving.n_clusters:
             last = self.serving.n_clusters - 1
+            at = next(i for i, cluster in enumerate(user.clusters) if cluster > last)
             raise errors.invalid(f"user.clusters[{at}]", f"The graph has clusters 0 to {last}.")
         if user.weights is None:
-            weights = np.full(len(clusters), 1.0 / len(clusters))
+            weights = np.full(len(user.clusters), 1.0 / len(user.clusters))
         else:
             weights = np.array(user.weights, np.float64)
-            weights /= weights.max()  # first, so that the sum of huge weights is finite
-            weights /= weights.sum()
-        return diag_linucb.Context(clusters.astype(np.uint32), np.rint(65535.0 * weights).astype(np.uint16))
+            weights /= np.maximum.reduce(weights)  # first, so that the sum of huge weights is finite
+            weights /= np.add.reduce(weights)
+        return diag_linucb.Context(np.array(user.clusters, np.uint32), np.rint(65535.0 * weights).astype(np.uint16))
 
     def _indices(self, ids: list[str]) -> NDArray[np.int64]:
         index = self._index
@@ -91,19 +90,21 @@ class DiagView(View):
                 raise no_candidates(query.candidates)
         word = int(rng.bit_generator.random_raw()) >> 1
         mode = None if query.mode is None else MODE[query.mode]
-        slate = self.serving.choose(context.clusters, context.weights, query.k, word, mode, **limits)
-        index = slate.items
-        if len(index) == 0 and query.exclude:
+        serving = self.serving
+        got, used = serving.fill(context.clusters, context.weights, query.k, word, mode, **limits)
+        if got == 0 and query.exclude:
             raise nothing_left()
-        propensities = slate.propensities
+        index = serving.index[:got]
+        scores, propensities = serving.numbers[:, :got].tolist()
         ids = self.ids
         items = [
             Item(ids[i], score, p if p == p else None)
-            for i, score, p in zip(index.tolist(), slate.scores.tolist(), propensities.tolist(), strict=True)
+            for i, score, p in zip(index.tolist(), scores, propensities, strict=True)
         ]
         made = Context(
-            DIAG, self.entry.number, decision, now_ms, self.window_ms, self.default, self.aggregation, slate.mode, True,
-            self.numbers[index], propensities.astype(np.float16), self.lineage, context.clusters, context.weights,
+            DIAG, self.entry.number, decision, now_ms, self.window_ms, self.default, self.aggregation, used, True,
+            self.numbers.take(index), serving.numbers[1, :got].astype(np.float16), self.lineage,
+            context.clusters, context.weights,
         )  # fmt: skip
         shards = (0,) if self.shards == 1 else sorted(set(self.arrays["shards"][index].tolist()))
         return Made(made, items, shards if items else ())

@@ -54,6 +54,7 @@ WINDOW_MS_MAX = 2**32 - 1
 
 _HEADER = struct.Struct("<BBBBIQIHBBIfI")
 _ARMS = struct.Struct("<IQdddd")
+_U4, _U2, _F2 = np.dtype("<u4"), np.dtype("<u2"), np.dtype("<f2")
 
 
 class TokenError(ValueError):
@@ -115,13 +116,13 @@ def encode(context: Context, key_id: int = 0) -> bytes:
         context.default or 0.0,
         context.lineage,
     )
-    items = context.items.astype("<u4").tobytes()
-    propensities = context.propensities.astype("<f2").tobytes()
+    items = context.items.astype(_U4, copy=False).tobytes()
+    propensities = context.propensities.astype(_F2, copy=False).tobytes()
     if context.kind == ARMS:
         bank = _ARMS.pack(0, context.bank, context.p, context.w, context.a, context.c)
         return head + bank + items + propensities
-    clusters = context.clusters.astype("<u4").tobytes()
-    weights = context.weights.astype("<u2").tobytes()
+    clusters = context.clusters.astype(_U4, copy=False).tobytes()
+    weights = context.weights.astype(_U2, copy=False).tobytes()
     return head + clusters + items + weights + propensities
 
 
