@@ -1,8 +1,8 @@
 """What HTTP costs: `python -m benchmarks.http [--quick] [--workers N]`.
 
     feedback    durable rewards a second in bulk requests of 500; each is in the log (fsync) before its 202
-    recommend   answers a second and server CPU an answer, beside a raw ASGI app that returns a constant of the same
-                size, both by uvicorn on the same loop, in turns
+    recommend   answers a second and server CPU an answer, by the hot path and by the ordinary route of a server without
+                it, beside a raw ASGI app that returns a constant of the same size, all by uvicorn, in turns
 
 The load comes from the same two cores; `server_cpu_us` (user and system time of the server's processes for each
 answer) does not depend on how fast the load is, so its ratio is the steadier one.
@@ -170,10 +170,13 @@ def asks(url: str, world: World, path: str = "/v1/recommend") -> list[bytes]:
     return [address.request("POST", path, body) for body in bodies]
 
 
-async def recommend(server: ServerProcess, worlds: Sequence[World], rounds: int, seconds: float) -> dict[str, Any]:
-    """Answers a second of each world's policy and of the constant app, in turns; medians and ratios."""
+async def recommend(
+    server: ServerProcess, ordinary: ServerProcess, worlds: Sequence[World], rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Answers a second of each world's policy by both servers and of the constant app, in turns; medians and ratios."""
     for world in worlds:
         await set_up(server.url, world)
+        await set_up(ordinary.url, world)
     port = free_port()
     command = [sys.executable, "-c", CONSTANT + f"\nimport uvicorn\nuvicorn.run(app, port={port}, log_level='warning')"]
     with subprocess.Popen(command) as constant:
@@ -182,11 +185,12 @@ async def recommend(server: ServerProcess, worlds: Sequence[World], rounds: int,
             await _listening(url)
             subjects = {"constant": (url, asks(url, worlds[0], "/"), [constant.pid])}
             for world in worlds:
-                subjects[world.policy] = (server.url, asks(server.url, world), server.pids())
+                for name, to in ((world.policy, server), (f"{world.policy}, ordinary", ordinary)):
+                    subjects[name] = (to.url, asks(to.url, world), to.pids())
             runs: dict[str, list[Hammered]] = {name: [] for name in subjects}
             for _ in range(rounds):
-                for name, (to, requests, pids) in subjects.items():
-                    runs[name].append(await hammer(to, requests, pids, connections=CONNECTIONS, seconds=seconds))
+                for name, (url, requests, pids) in subjects.items():
+                    runs[name].append(await hammer(url, requests, pids, connections=CONNECTIONS, seconds=seconds))
         finally:
             constant.terminate()
     base = runs["constant"]
@@ -217,9 +221,13 @@ async def _run(quick: bool, workers: int) -> dict[str, Any]:
     taste = Taste.draw(np.random.default_rng(0), items=2000, groups=200, dim=32)
     slate = films(taste, k=SLATE, width=100, window_s=1800, clusters_per_user=10)
     arms = headlines(window_s=1800)
-    with ServerProcess(["--workers", str(workers)]) as server:
+    flags = ["--workers", str(workers)]
+    with ServerProcess(flags) as server, ServerProcess([*flags, "--no-hot-path"]) as ordinary:
         await server.ready()
-        rates = await recommend(server, [slate, arms], rounds=3 if quick else 7, seconds=1.0 if quick else 2.0)
+        await ordinary.ready()
+        rounds, seconds = (3, 1.0) if quick else (7, 2.0)
+        rates = await recommend(server, ordinary, [slate, arms], rounds, seconds)
+        ordinary.stop()
         bulk = [await feedback(server, slate, 50_000 if quick else 250_000) for _ in range(1 if quick else 3)]
     bulk.sort(key=lambda found: found["rewards_per_s"])
     return {
@@ -254,7 +262,7 @@ def main() -> None:
     )
     for name, row in found["recommend"].items():
         print(
-            f"recommend  {name:<10} {row['answers_per_s']:>8,.0f}/s  {row['server_cpu_us']:>7.1f} us CPU  "
+            f"recommend  {name:<19} {row['answers_per_s']:>8,.0f}/s  {row['server_cpu_us']:>7.1f} us CPU  "
             f"{row['rate_of_constant']:.2f} of the constant app's rate, {row['constant_cpu_of_this']:.2f} by CPU  "
             f"errors {row['errors']}"
         )
