@@ -25,6 +25,7 @@ NAMES = (
     "kafka",
     "redis",
     "router",
+    "scale",
     "http",
     "freshness",
     "startup",

@@ -101,7 +101,7 @@ class Source:
 def flow(log_url: str, ticks: list[Tick], pace_s: float, late: Any) -> None:
     """Appends a tick every `pace_s`, from a process of its own; `late` becomes the most that one was late, s."""
     log = KafkaLog(log_url, write=True)
-    log.append([])
+    log.append([(shard, events.frame([])) for shard in range(log.shards)])  # connects
     began = time.monotonic()
     for number, tick in enumerate(ticks):
         behind = time.monotonic() - began - number * pace_s
@@ -229,7 +229,10 @@ def shards_of(team: Team, learner: Process) -> set[int]:
 
 def shared_out(team: Team) -> bool:
     parts = [shards_of(team, learner) for learner in team.learners]
-    return all(parts) and sorted(shard for part in parts for shard in part) == list(range(team.shards))
+    idle = sum(not part for part in parts)
+    return idle <= max(0, len(parts) - team.shards) and sorted(s for part in parts for s in part) == list(
+        range(team.shards)
+    )
 
 
 def takeover(team: Team, source: Source, log: KafkaLog) -> float:

@@ -38,6 +38,8 @@ BARS = [
     Bar("redis", "commit of 100 cells: times a GET of 100 bytes", "*/commit_100_cells_over_get", "<=", 4.0),
     Bar("redis", "commit of 1,000 cells: times a GET of 100 bytes", "*/commit_1000_cells_over_get", "<=", 7.0),
     Bar("redis", "Redis's memory per edge, b and d", "*/bytes_per_edge", "<=", 20.0, "B"),
+    Bar("scale", "learned from Kafka, per core", "rows/*/learn/events_per_cpu_s", ">=", 100e3, "/s"),
+    Bar("scale", "acknowledged to visible on both servers, 20k/s, p99", "rows/*/visible/p99_ms", "<=", 100, "ms"),
     Bar("startup", "exec to first recommendation", "first_recommendation_s", "<=", 1.5, "s"),
 ]
 
