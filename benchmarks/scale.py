@@ -98,27 +98,28 @@ class Source:
         return len(items) + rewards
 
 
-def flow(log_url: str, ticks: list[Tick], pace_s: float, late: Any) -> None:
-    """Appends a tick every `pace_s`, from a process of its own; `late` becomes the most that one was late, s."""
+def flow(log_url: str, ticks: list[Tick], pace_s: float, found: Any) -> None:
+    """Appends a tick every `pace_s`, from a process of its own; `found` is (the most that one was late, all took), s."""
     log = KafkaLog(log_url, write=True)
     log.append([(shard, events.frame([])) for shard in range(log.shards)])  # connects
     began = time.monotonic()
     for number, tick in enumerate(ticks):
         behind = time.monotonic() - began - number * pace_s
-        late.value = max(late.value, behind)
+        found[0] = max(found[0], behind)
         time.sleep(max(0.0, -behind))
         log.append(tick)
+    found[1] = time.monotonic() - began
     log.close()
 
 
 @contextlib.contextmanager
 def flowing(team: Team, ticks: list[Tick], pace_s: float) -> Iterator[Any]:
     """The flow is under way inside the block, which waits for its end."""
-    late = multiprocessing.get_context("spawn").Value("d", 0.0)
-    process = multiprocessing.get_context("spawn").Process(target=flow, args=(team.log_url, ticks, pace_s, late))
+    found = multiprocessing.get_context("spawn").Array("d", 2)
+    process = multiprocessing.get_context("spawn").Process(target=flow, args=(team.log_url, ticks, pace_s, found))
     process.start()
     try:
-        yield process, late
+        yield process, found
     finally:
         process.join(120)
         process.kill()
@@ -195,7 +196,7 @@ def visible(team: Team, source: Source, seconds: float) -> dict[str, Any]:
     """Freshness while `RATE` events a second flow."""
     count = int((seconds + 3.0) / TICK_S)
     ticks, total = source.ticks(count, round(RATE * TICK_S / 10))
-    with flowing(team, ticks, TICK_S) as (process, late):
+    with flowing(team, ticks, TICK_S) as (process, timing):
         time.sleep(2.0)  # a spawned process needs a moment to begin
         before, cpu, began = [histogram_of(server) for server in team.servers], spent(team), time.monotonic()
         generator = sum(psutil.Process(process.pid).cpu_times()[:2])
@@ -206,8 +207,8 @@ def visible(team: Team, source: Source, seconds: float) -> dict[str, Any]:
         after = [histogram_of(server) for server in team.servers]
     both = [[quantile(b, a, q) for b, a in zip(before, after, strict=True)] for q in (0.5, 0.99)]
     return {
-        "events_per_s": total / (count * TICK_S),
-        "generator_late_ms": 1000 * late.value,
+        "events_per_s": total / timing[1],
+        "generator_late_ms": 1000 * timing[0],
         "probe": found,
         "p99_ms": found["acknowledged_to_visible_ms"].get("p99", float("nan")),
         "appended_to_visible_ms": {"p50": max(both[0]), "p99": max(both[1])},
