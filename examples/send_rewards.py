@@ -18,15 +18,13 @@ def main(servers: str, topic: str) -> None:
         bootstrap_servers=servers.split(","),
         acks="all",  # a reward is sent when it is on all replicas; with idempotence, once
         linger_ms=20,
-        key_serializer=str.encode,
-        value_serializer=lambda reward: json.dumps(reward).encode(),
     )
     sent = []
     for decision_id, item, reward, *event_id in csv.reader(sys.stdin):
         row = {"decision_id": decision_id, "item": item, "reward": float(reward)}
         if event_id:
             row["event_id"] = event_id[0]
-        sent.append(producer.send(topic, row, key=decision_id))
+        sent.append(producer.send(topic, json.dumps(row).encode(), key=decision_id.encode()))
     for each in sent:
         each.get(timeout=30)  # raises where it was not taken
     producer.close()
@@ -34,4 +32,4 @@ def main(servers: str, topic: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if len(sys.argv) == 3 else sys.exit(__doc__)

@@ -149,7 +149,8 @@ def _replicas(admin: Any, at: KafkaUrl) -> int:
     if replicas < 2 and not at.one_broker:
         raise LayoutMismatch(
             f"Kafka at {','.join(at.servers)} would keep the event log {at.shown} on {replicas} of its {brokers} "
-            "brokers, so one lost disk loses acknowledged rewards: run three brokers, or accept it with one_broker=yes"
+            "brokers, so one lost disk loses acknowledged rewards: run three brokers, or accept it "
+            "with one_broker=yes in the URL"
         )
     return replicas
 
@@ -203,7 +204,8 @@ def _check_layout(at: KafkaUrl, found: dict[str, dict[str, Any]], shards: int | 
         if fewest < 2 and not at.one_broker:
             raise LayoutMismatch(
                 f"the topic {name} has {fewest} replica: one lost disk loses acknowledged rewards; reassign its "
-                "partitions to two or more brokers (kafka-reassign-partitions), or accept that with one_broker=yes"
+                "partitions to two or more brokers (kafka-reassign-partitions), or accept that "
+                "with one_broker=yes in the URL"
             )
 
 
@@ -247,6 +249,10 @@ def refusals(values: dict[str, str], one_broker: bool) -> Iterator[tuple[str, st
     if values["unclean.leader.election.enable"] != "false":
         yield "unclean.leader.election.enable", "false", "a replica that lags may become leader and lose rewards"
     if int(values["min.insync.replicas"]) < 2 and not one_broker:
-        yield "min.insync.replicas", "2", "a reward is acknowledged when one disk has it (one_broker=yes accepts that)"
+        yield (
+            "min.insync.replicas",
+            "2",
+            "one disk acknowledges a reward (one_broker=yes in the URL accepts that)",
+        )
     if int(values["max.message.bytes"]) < MESSAGE_BYTES:
         yield "max.message.bytes", str(MESSAGE_BYTES), "a large control record would be refused"
