@@ -99,7 +99,7 @@ class Source:
 
 
 def flow(log_url: str, ticks: list[Tick], pace_s: float, found: Any) -> None:
-    """Appends a tick every `pace_s`, from a process of its own; `found` is (the most that one was late, all took), s."""
+    """Appends a tick every `pace_s`, in a process of its own; `found`: the most that one was late, what all took, s."""
     log = KafkaLog(log_url, write=True)
     log.append([(shard, events.frame([])) for shard in range(log.shards)])  # connects
     began = time.monotonic()
