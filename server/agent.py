@@ -225,7 +225,7 @@ class Agent:
                 trim(self.log, self.store)
                 if time.monotonic() >= next_graphs:
                     next_graphs = time.monotonic() + GRAPHS_S
-                    drop_graphs(self.log, self.store)
+                    drop_graphs(self.log, self.store, self._clock)
             except StreamingError as error:
                 log.warning("the log was not trimmed: %s", error)
 

@@ -6,6 +6,8 @@
 
 It is one thread of a process of its own (`server.children`, `server.commands.learner`), or of the server's when that is
 all there is. A shard that was lost with a commit under way is simply dropped: the store takes the commit or refuses it.
+One that cannot be learned (damaged, trimmed too far, of another release) is stopped by itself: if the process ended,
+whoever had it next would end as well.
 """
 
 import logging
@@ -19,14 +21,17 @@ from typing import Protocol
 from server.retention import drop_graphs, trim
 from server.shared import LEARNER_BEAT, LEARNER_PID, HostFile
 from streaming.control import ControlState
-from streaming.errors import LogUnavailable, StaleCommit, StoreUnavailable
+from streaming.errors import LogUnavailable, StaleCommit, StoreUnavailable, StreamingError
 from streaming.learner import Counts, Learner
 from streaming.log import Clock, EventLog, wall_clock
+from streaming.shard import UnknownRecord
 from streaming.store import ParameterStore
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 REFUSED_S = (0.05, 1.0)  # after a refused commit: twice as long each time, so that two that both believe do not duel
+STOPPED_S = 60.0  # between two tries of a shard that is stopped
+REMIND_S = 300.0  # between two times that it is said to be
 RECORDS_MAX = 1000
 BYTES_MAX = 1 << 20
 ASK_S = 0.02
@@ -65,6 +70,8 @@ class _Slot:
     def __init__(self, learner: Learner, now: float, interval_s: float) -> None:
         self.learner = learner
         self.away = ""  # "log" or "store", where the last try failed for that
+        self.stopped = False  # what it met does not go away by trying again
+        self.remind_at = 0.0
         self.not_before = 0.0
         self.refused_s = REFUSED_S[0]
         self.snapshot_at = now + interval_s * random.random()
@@ -118,11 +125,16 @@ class LearnerLoop:
         return parts | {"log"} if self._group_away else parts
 
     @property
+    def stopped(self) -> list[int]:
+        """Those of our shards that are not learned, because of what somebody has to mend."""
+        return [number for number, slot in sorted(self._slots.copy().items()) if slot.stopped]
+
+    @property
     def rebalances(self) -> int:
         return self._membership.rebalances
 
     def run(self) -> None:
-        """Raises what trying again does not help against: a foreign log, another release's record, our mistake."""
+        """Raises our own mistakes only. What one shard meets that trying again does not mend stops that shard."""
         if self._host is not None:
             self._host[LEARNER_PID] = os.getpid()
         finish_by: float | None = None
@@ -172,7 +184,8 @@ class LearnerLoop:
 
     def _unloaded(self) -> bool:
         """Whether a shard of ours is to be loaded, after a refused commit: what the log has for it is not learned."""
-        return any(slot.learner.shard is None and not slot.away for slot in self._slots.values())
+        slots = self._slots.values()
+        return any(slot.learner.shard is None and not slot.away and not slot.stopped for slot in slots)
 
     def _upkeep(self) -> None:
         """What is due, of one shard: all of them at once would be a pause for each."""
@@ -204,7 +217,12 @@ class LearnerLoop:
 
     def _drop_graphs(self, learner: Learner) -> None:
         del learner
-        drop_graphs(self._log, self._store, known=self._controls)
+        try:
+            drop_graphs(self._log, self._store, self._clock, known=self._controls)
+        except (LogUnavailable, StoreUnavailable):
+            raise
+        except StreamingError as error:  # of any shard's snapshot: it is no reason to stop ours
+            log.error("no graph is dropped: %s", error)
 
     def _try(self, slot: _Slot, what: Callable[[Learner], int | None]) -> int:
         if time.monotonic() < slot.not_before:
@@ -222,13 +240,27 @@ class LearnerLoop:
             slot.not_before = time.monotonic() + RETRY_S * random.uniform(0.5, 1.0)
             self._say(error)
             return 0
+        except (StreamingError, UnknownRecord) as error:
+            self._stop_shard(slot, error)
+            return 0
         slot.away = ""
+        if slot.stopped and slot.learner.shard is not None:
+            log.warning("shard %d goes on", slot.learner.number)
+            slot.stopped, slot.remind_at = False, 0.0
         if self._waits and not self.away:
             self._waits = False
             log.warning("the learner goes on")
         if found:
             slot.refused_s = REFUSED_S[0]
         return found
+
+    def _stop_shard(self, slot: _Slot, error: Exception) -> None:
+        now = time.monotonic()
+        slot.learner.drop()
+        slot.away, slot.stopped, slot.not_before = "", True, now + STOPPED_S
+        if now >= slot.remind_at:
+            slot.remind_at = now + REMIND_S
+            log.error("shard %d is stopped, the others go on: %s", slot.learner.number, error)
 
     def _say(self, error: Exception) -> None:
         if not self._waits:

@@ -57,6 +57,9 @@ class LearnerMetrics(Collector):
             return
         learners, counts, ends = loop.learners, loop.counts, self._ends
         yield GaugeMetricFamily("croupier_learner_shards", "Shards that this process learns.", value=len(learners))
+        yield GaugeMetricFamily(
+            "croupier_learner_shards_stopped", "Shards of ours that cannot be learned.", value=len(loop.stopped)
+        )
         behind = GaugeMetricFamily(
             "croupier_learner_behind_records", "Records of a shard of ours not learned yet.", labels=("shard",)
         )

@@ -66,9 +66,12 @@ def _stored(agent: "Agent") -> list[dict[str, SnapshotInfo]]:
 def _blobs(agent: "Agent", policy: Policy, label: str, stored: str) -> list[str]:
     """One blob a shard, put into the store."""
     there = _stored(agent)
-    lacking = sum(stored not in shard for shard in there)
+    lacking = ", ".join(str(number) for number, shard in enumerate(there) if stored not in shard)
     if lacking:
-        raise errors.conflict(f"{lacking} shards have not made their copy of snapshot {label!r} yet; try again soon.")
+        raise errors.conflict(
+            f"There is no copy of snapshot {label!r} of these shards: {lacking}. If it was taken just now, try again "
+            "soon; otherwise they were lost: delete the snapshot, and take another or go back to one that is whole."
+        )
     numbers = _numbers(agent, policy)
     names = []
     for shard, found in enumerate(there):

@@ -9,23 +9,28 @@ lost the newest commits, so a learner without new records looks now and then whe
 """
 
 import bisect
+import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from streaming import events
 from streaming.control import label_of, snapshot_label
 from streaming.errors import LayoutMismatch, StaleCommit, Trimmed
-from streaming.log import EventLog
+from streaming.log import CONTROL, EventLog
 from streaming.shard import Shard
 from streaming.state import LAYOUT, State
 from streaming.store import NOTHING, Commit, ParameterStore, SnapshotInfo, automatic
 
+logger = logging.getLogger(__name__)
 FOLD_BYTES = 8 << 20
 FOLD_COMMITS = 1000
 LOOK_S = 1.0
 """How long a learner without new records takes it that the store still ends where it committed."""
+LABEL_MS = 60_000
+"""How long after the record that asks for it, in log time, a labelled snapshot is still of that moment."""
 COMMIT_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Upper bounds of the buckets that commits are timed in."""
 
@@ -83,6 +88,9 @@ class Learner:
         self._unfolded = 0
         self._sizes: deque[int] = deque(maxlen=FOLD_COMMITS)  # of the newest commits: what a fold may keep of them
         self._labelled: dict[str, int] | None = None  # the labels whose snapshots are known to be right
+        self._opened_at = 0  # the last control record that was applied when the shard was loaded
+        self._there: set[str] = set()  # labelled snapshots that the store has held since
+        self._lost: set[str] = set()  # those of which it was said that they are lost
         self.shard: Shard | None = None
 
     def open(self) -> None:
@@ -100,7 +108,7 @@ class Learner:
                 f"the store has layout {manifest.layout}, this release reads layout {LAYOUT}: use the release that "
                 "wrote it, `croupier export` there and `croupier import` here"
             )
-        self._drop()
+        self.drop()
         image = self.store.load(self.number)
         state = State()
         state.load(image.parts.values(), [commit.delta for commit in image.deltas])
@@ -117,6 +125,7 @@ class Learner:
             raise Trimmed(self.number, head, start)
         self.shard = Shard(self.number, self.log.shards, state, self.store.get_blob)
         self.counts.loads += 1
+        self._opened_at = self.shard.control.applied
         self._base, self._last, self.head = image.commit_id, commit_id, head
         self._seen_at = time.monotonic()
         self._unfolded = len(image.deltas)
@@ -178,12 +187,14 @@ class Learner:
         self._seen_at = time.monotonic()
 
     def _refused(self) -> None:
-        self._drop()
+        self.drop()
         self.reloads += 1
         self.counts.refused += 1
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Forgets the shard's state; `poll` loads it again."""
         self.shard, self._pending, self._labelled = None, None, None
+        self._there.clear()
 
     @property
     def wants_fold(self) -> bool:
@@ -243,7 +254,8 @@ class Learner:
     def sync_labels(self) -> None:
         """Makes the labelled snapshots that are missing, drops those that control names no longer.
 
-        Those of control records that this learner has not come to are left alone: another may have.
+        Those of control records that this learner has not come to are left alone: another may have. One that is
+        missing though it was to be made long ago is lost: the state of that moment is gone, and today's is another.
         """
         assert self.shard is not None
         if self._pending is not None:
@@ -252,13 +264,48 @@ class Learner:
         wanted = {snapshot_label(label, n) for label, n in labels.items()}
         there = {info.label: info.name for info in self.store.snapshots(self.number) if info.label}
         for label in sorted(wanted - there.keys()):
+            if not self._may_make(label):
+                continue
             self.fold()
             self.store.snapshot(self.number, label)
             self.counts.snapshots += 1
+            self._there.add(label)
         for label in there.keys() - wanted:
             if label_of(label)[1] <= applied:
                 self.store.drop_snapshot(there[label])
+        self._there |= wanted & there.keys()
         self._labelled = labels
+
+    def _may_make(self, stored: str) -> bool:
+        """Whether the present state is still the one that a labelled snapshot is to hold."""
+        label, n = label_of(stored)
+        if n > self._opened_at and stored not in self._there:
+            return True
+        if stored in self._lost:
+            return False
+        assert self.shard is not None
+        asked_ms = self._control_ms(n)
+        if asked_ms is not None and self.shard.log_time_ms - asked_ms <= LABEL_MS:
+            return True
+        self._lost.add(stored)
+        logger.warning(
+            "shard %d: its copy of snapshot %r is lost (did the store fail over?), and is not made again from what "
+            "was learned since: delete the snapshot and take another",
+            self.number,
+            label,
+        )
+        return False
+
+    def _control_ms(self, n: int) -> int | None:
+        """The log time of control record n; None where there is none."""
+        at = 0
+        while records := self.log.read(CONTROL, at):
+            for record in records:
+                control = events.control_of(record.data)
+                if control is not None and control[0] == n:
+                    return record.time_ms
+            at = records[-1].offset + 1
+        return None
 
 
 def trim(log: EventLog, store: ParameterStore, shards: Iterable[int] | None = None) -> None:

@@ -8,7 +8,7 @@ kind is as good as the other.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,14 +175,14 @@ def half_import(log: EventLog, store: ParameterStore) -> bool:
     return any(last != NOTHING and head == 0 and end == 0 for (last, head), end in zip(lasts, ends, strict=False))
 
 
-def oldest_snapshot(opened: OpenPlace, shard: int) -> SnapshotInfo | None:
-    """The oldest automatic snapshot that the log goes on from; None where there is none.
+def oldest_snapshot(opened: OpenPlace, shard: int, but: Collection[SnapshotInfo] = ()) -> SnapshotInfo | None:
+    """The oldest automatic snapshot that the log goes on from, `but` for these; None where there is none.
 
     An older one may be there beside it: of a learner that slept while another took newer ones and trimmed the log, or
     brought back by a failover of the store that lost its dropping.
     """
     start, _ = opened.log.bounds(shard)
-    return next((info for info in automatic(opened.store, shard) if info.head >= start), None)
+    return next((info for info in automatic(opened.store, shard) if info.head >= start and info not in but), None)
 
 
 def state_of(image: Image) -> State:

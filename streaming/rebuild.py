@@ -1,11 +1,13 @@
 """Rebuild: a shard's parameters made anew from its oldest snapshot and the log, in place of those that are stored.
 
-    oldest automatic snapshot (or nothing, where the log is whole) -> the kept records -> the store's head, or further
+    start:   the oldest automatic snapshot that can be read, or nothing where the log is whole
+    learn:   the kept records from there to the store's head, or further
     seize:   an empty commit after the store's last: whoever learns the shard is refused, and loads it again
     replace: one commit after that which drops every table and writes it as it should be
 
 Servers and learners may go on meanwhile. Seizing takes a moment only, so it succeeds beside a busy learner too; what
-comes after is done before that learner has loaded the shard, and where it is not, all begins again from seizing.
+comes after is done before that learner has loaded the shard, and where it is not, all begins again from seizing, after
+a pause by chance: two rebuilds of a shard would seize it from each other for ever.
 Parameters that cannot be read at all (StoreCorrupt) are written over whole, their base and stream with them.
 The newer automatic snapshots are compared on the way, and dropped where they are not what the log says: later replays
 would begin at them. Those with a label are named, and left to their owner.
@@ -13,6 +15,7 @@ would begin at them. Those with a label are named, and left to their owner.
 
 import contextlib
 import itertools
+import random
 import secrets
 import time
 from collections.abc import Iterable
@@ -50,6 +53,8 @@ from streaming.store import Commit, Manifest, SnapshotInfo, automatic, open_stor
 EMPTY = encode([])
 SEIZES = 1000
 RECORDS = 1000
+PAUSE_S = (0.05, 0.25)
+PAUSE_GROWS_MAX = 3  # times that the pause doubles
 
 
 @dataclass(frozen=True)
@@ -143,12 +148,22 @@ def _make_store(place: Place) -> None:
 
 
 def _shard(opened: OpenPlace, shard: int, progress: Progress) -> ShardRebuild:
+    damaged: list[SnapshotInfo] = []
     for attempt in itertools.count(1):
-        snapshot = oldest_snapshot(opened, shard)
+        snapshot = oldest_snapshot(opened, shard, damaged)
         try:
-            return _Rebuild(opened, shard, snapshot, progress).run()
+            try:
+                work = _Rebuild(opened, shard, snapshot, progress, damaged)
+            except StoreCorrupt:
+                if snapshot is None:
+                    raise
+                damaged.append(snapshot)
+                if oldest_snapshot(opened, shard, damaged) is None and opened.log.bounds(shard)[0] > 0:
+                    raise
+                continue
+            return work.run()
         except (NotFound, Trimmed) as error:  # a learner took a newer snapshot, and this one is gone
-            if attempt == TRIES or oldest_snapshot(opened, shard) == snapshot:
+            if attempt >= TRIES + len(damaged) or oldest_snapshot(opened, shard, damaged) == snapshot:
                 raise LayoutMismatch(
                     f"shard {shard}: the log in {opened.place.name} no longer holds what follows its oldest snapshot "
                     f"({error}): restore log and store together from one backup"
@@ -159,9 +174,16 @@ def _shard(opened: OpenPlace, shard: int, progress: Progress) -> ShardRebuild:
 class _Rebuild:
     """The rebuilding of one shard from one snapshot."""
 
-    def __init__(self, opened: OpenPlace, shard: int, snapshot: SnapshotInfo | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        opened: OpenPlace,
+        shard: int,
+        snapshot: SnapshotInfo | None,
+        progress: Progress,
+        damaged: list[SnapshotInfo],
+    ) -> None:
         self.log, self.store, self.shard, self.snapshot = opened.log, opened.store, shard, snapshot
-        self.progress = progress
+        self.progress, self.damaged = progress, damaged
         state, self.start = State(), 0
         if snapshot is not None:
             image = self.store.load_snapshot(snapshot.name)
@@ -175,6 +197,7 @@ class _Rebuild:
     def run(self) -> ShardRebuild:
         stored, (last, stop) = self._stored()
         right, wrong = self._snapshots(stop)
+        wrong += [info for info in self.damaged if info not in wrong]
         self._advance(stop, exactly=True)
         differed: dict[str, int] = {}
         if stored.tables and stop >= self.start:  # else it lost its newest commits, or has learned nothing yet
@@ -239,6 +262,7 @@ class _Rebuild:
 
     def _replace(self, known: bytes) -> None:
         """Commits what the log says; `known` is the commit as of which `names` are the store's tables."""
+        refused = 0
         for _ in range(SEIZES):
             last, head = self.store.last(self.shard)
             seize = Commit(new_commit_id(), last, head, self.machine.log_time_ms, wall_clock(), EMPTY)
@@ -264,6 +288,8 @@ class _Rebuild:
                     parts.apply(everything)
                     self.store.fold(self.shard, done.id, parts.take_parts()[0], keep=0, whole=True)
             except StaleCommit:
+                time.sleep(random.uniform(*PAUSE_S) * 2 ** min(refused, PAUSE_GROWS_MAX))
+                refused += 1
                 continue
             return
         raise StreamingError(f"shard {self.shard}: its learners commit too fast for a rebuild: stop them meanwhile")

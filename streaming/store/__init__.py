@@ -158,10 +158,11 @@ class ParameterStore(Protocol):
     def get_blob(self, name: str) -> bytes:
         """The blob of that name. Raises NotFound; StoreCorrupt when the bytes do not have that hash."""
 
-    def drop_blobs(self, keep: set[str], min_age_ms: int = HOUR_MS) -> None:
-        """Drop the blobs not named in `keep` that were last put at least `min_age_ms` ago.
+    def drop_blobs(self, keep: set[str], put_before_ms: int) -> None:
+        """Drop the blobs not named in `keep` that were last put before this time, by the clock that dates them.
 
-        The age spares a blob that was just uploaded and whose control record is still on its way.
+        A caller takes the time before it finds out what to keep, and subtracts what an upload's control record may
+        take to arrive (HOUR_MS is plenty): then nothing that came in use meanwhile is dropped, however long it took.
         """
 
     def snapshot(self, shard: int, label: str = "") -> SnapshotInfo:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit
 from streaming.log import Clock, wall_clock
-from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
+from streaming.store import NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
 
 
 @dataclass
@@ -128,11 +128,11 @@ class MemoryStore:
                 raise NotFound(f"the store has no blob {name}: upload it again")
             return self._blobs[name][0]
 
-    def drop_blobs(self, keep: set[str], min_age_ms: int = HOUR_MS) -> None:
+    def drop_blobs(self, keep: set[str], put_before_ms: int) -> None:
         """See `ParameterStore.drop_blobs`."""
         with self._lock:
-            oldest = self._clock() - min_age_ms
-            self._blobs = {n: (data, put) for n, (data, put) in self._blobs.items() if n in keep or put > oldest}
+            blobs = self._blobs.items()
+            self._blobs = {n: (data, put) for n, (data, put) in blobs if n in keep or put >= put_before_ms}
 
     def snapshot(self, shard: int, label: str = "") -> SnapshotInfo:
         """See `ParameterStore.snapshot`."""

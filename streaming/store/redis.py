@@ -30,7 +30,7 @@ import msgspec
 
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit, StoreCorrupt, StoreUnavailable
 from streaming.log import Clock, wall_clock
-from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
+from streaming.store import NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
 from streaming.store.redis_keys import (
     FIRST_ENTRY,
     PIECE_BYTES,
@@ -235,17 +235,16 @@ class RedisStore:
             raise StoreCorrupt(f"blob {name} in {self._link.address} does not have that hash: upload it again")
         return data
 
-    def drop_blobs(self, keep: set[str], min_age_ms: int = HOUR_MS) -> None:
+    def drop_blobs(self, keep: set[str], put_before_ms: int) -> None:
         """See `ParameterStore.drop_blobs`."""
-        oldest = self._clock() - min_age_ms
         for raw, put in self._link.call("HGETALL", self._keys.blobs).items():
             name = raw.decode()
-            if name in keep or int(put) > oldest:
+            if name in keep or int(put) >= put_before_ms:
                 continue
             shelf = Shelf(self._link, self._keys.blob(name))
             old = shelf.record(name)
             # Put again meanwhile: it has another record then, and its name in the index another time.
-            if old is None or (msgspec.msgpack.decode(old.about) <= oldest and shelf.replace(name, old, None)):
+            if old is None or (msgspec.msgpack.decode(old.about) < put_before_ms and shelf.replace(name, old, None)):
                 self._link.run(_FORGET, [self._keys.blobs], [name, put])
 
     def snapshot(self, shard: int, label: str = "") -> SnapshotInfo:

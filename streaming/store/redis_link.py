@@ -7,6 +7,7 @@ again.
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -38,6 +39,7 @@ from redis.retry import Retry
 from streaming.errors import StoreCorrupt, StoreUnavailable
 from streaming.store.redis_url import Address
 
+logger = logging.getLogger(__name__)
 TIMEOUT_S = 2.0
 OLDEST = (6, 2)
 
@@ -135,14 +137,14 @@ class Link:
             )
 
     def check(self) -> None:
-        """Raises StoreUnavailable where a server is too old, or may evict keys."""
+        """Raises StoreUnavailable where a server is too old, or may evict keys; warns where a restart loses all."""
         with self._explained():
             client = self._connected()
             nodes = [client] if isinstance(client, Redis) else [
                 client.get_redis_connection(node) for node in client.get_primaries()
             ]  # fmt: skip
             for node in nodes:
-                info = node.info("server") | node.info("memory")
+                info = node.info("server") | node.info("memory") | node.info("persistence") | node.info("replication")
                 at = "{host}:{port}".format(**node.get_connection_kwargs())
                 version = str(info.get("redis_version", "7.0"))
                 if tuple(int(n) for n in version.split(".")[:2]) < OLDEST:
@@ -153,6 +155,13 @@ class Link:
                         f"the Redis at {at} has maxmemory-policy {policy}, which lets it drop "
                         "parameters when memory is short: CONFIG SET maxmemory-policy noeviction there, or use "
                         "another Redis"
+                    )
+                if not info.get("aof_enabled", 1) and not info.get("connected_slaves", 1):
+                    logger.warning(
+                        "the Redis at %s keeps no append-only file and has no replica: when it is restarted, the "
+                        "parameters and snapshots in it are lost, but for what an RDB file may have. CONFIG SET "
+                        "appendonly yes there, and in its configuration file",
+                        at,
                     )
 
     def _on(self, tag: str, commands: Sequence[Sequence[Any]]) -> list[Any]:

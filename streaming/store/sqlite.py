@@ -30,7 +30,7 @@ import msgspec
 from streaming.errors import LayoutMismatch, NotFound, StaleCommit, StoreCorrupt, StoreUnavailable
 from streaming.log import Clock, wall_clock
 from streaming.sqlite_file import Kind, SqliteFile, take_lock
-from streaming.store import HOUR_MS, NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
+from streaming.store import NOTHING, Commit, Image, Manifest, SnapshotInfo, snapshot_name
 
 STORE = Kind(
     noun="parameter store",
@@ -234,10 +234,10 @@ class SqliteStore:
             raise self._file.damaged(f"blob {name} does not have that hash")
         return data
 
-    def drop_blobs(self, keep: set[str], min_age_ms: int = HOUR_MS) -> None:
+    def drop_blobs(self, keep: set[str], put_before_ms: int) -> None:
         """See `ParameterStore.drop_blobs`."""
         with self._file.writing("NORMAL", 0) as con:
-            old = con.execute("SELECT name FROM blobs WHERE put_ms <= ?", (self._clock() - min_age_ms,)).fetchall()
+            old = con.execute("SELECT name FROM blobs WHERE put_ms < ?", (put_before_ms,)).fetchall()
             con.executemany("DELETE FROM blobs WHERE name = ?", [(name,) for (name,) in old if name not in keep])
         self._file.give_back()
 

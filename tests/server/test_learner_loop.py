@@ -9,9 +9,10 @@ import pytest
 
 from server import learner_loop
 from server.learner_loop import LearnerLoop
+from server.learner_metrics import LearnerMetrics
 from streaming import events, token
 from streaming.control import PolicyPut, PolicySpec, SnapshotDrop, SnapshotTake, snapshot_label, to_json
-from streaming.errors import LayoutMismatch, LogUnavailable, StoreUnavailable
+from streaming.errors import LayoutMismatch, LogUnavailable, NotFound, StaleCommit, StoreCorrupt, StoreUnavailable
 from streaming.learner import Learner
 from streaming.log import CONTROL
 from streaming.log.memory import MemoryLog
@@ -243,10 +244,112 @@ def test_log_and_store_that_go_away_are_waited_for(world: World, caplog: pytest.
     world.check()
 
 
-def test_it_stops_loudly_where_trying_again_does_not_help(world: World) -> None:
-    world.start(store=MemoryStore())
+def stopped_in_metrics(loop: LearnerLoop) -> float:
+    metrics = LearnerMetrics()
+    metrics.loop = loop
+    value = metrics.registry.get_sample_value("croupier_learner_shards_stopped")
+    assert value is not None
+    return value
+
+
+def errors_said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("error", [StoreCorrupt("bits"), NotFound("no blob"), LayoutMismatch("another log")])
+def test_a_shard_that_cannot_be_loaded_stops_alone_until_it_is_mended(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    monkeypatch.setattr(learner_loop, "STOPPED_S", 0.2)
+    asked: list[float] = []
+    broken = [True]
+
+    def load(shard: int):
+        if shard == 2 and broken:
+            asked.append(time.monotonic())
+            raise error
+        return MemoryStore.load(world.store, shard)
+
+    monkeypatch.setattr(world.store, "load", load)
+    loop = world.start()
+    soon(lambda: world.learned(0, 1, 3) and loop.stopped == [2])
+    assert stopped_in_metrics(loop) == 1
+    world.decide(0)
+    soon(lambda: world.learned(0) and len(asked) >= 4)
+    assert min(np.diff(asked)) >= 0.2
+    assert errors_said(caplog) == [f"shard 2 is stopped, the others go on: {error}"]
+    loop._slots[2].remind_at = 0.0  # it is some minutes later
+    soon(lambda: len(errors_said(caplog)) == 2)
+    broken.clear()
+    world.decide(2)
+    soon(world.learned)
+    soon(lambda: not loop.stopped)
+    assert stopped_in_metrics(loop) == 0
+    assert caplog.records[-1].message == "shard 2 goes on"
+    world.stop()
+    assert world.errors == []
+    world.check()
+
+
+@pytest.mark.parametrize("what", ["trimmed", "unknown"])
+def test_a_log_that_one_shard_cannot_go_on_with_stops_that_shard(
+    world: World, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    group = Group(0, 1, 2, 3)
+    loop = world.start(group)
+    soon(world.learned)
+    group.give(0, 1, 3)
+    soon(lambda: len(loop.learners) == 3)
+    if what == "trimmed":
+        world.decide(2, 3)
+        world.log.trim(2, 3)
+    else:
+        world.log.append([(2, events.control_frame(world.n + 1, b'{"type":"of-tomorrow"}'))])
+    group.give(0, 1, 2, 3)
+    soon(lambda: loop.stopped == [2])
+    group.give(0, 1, 3)
+    soon(lambda: not loop.stopped)
+    group.give(0, 1, 2, 3)  # gained anew: tried at once
+    soon(lambda: loop.stopped == [2])
+    world.decide(0)
+    soon(lambda: world.learned(0, 1, 3))
+    said = errors_said(caplog)
+    assert len(said) == 2
+    assert ("was trimmed" if what == "trimmed" else "of another release") in said[0]
+    began = time.monotonic()
+    world.stop()
+    assert time.monotonic() - began < 0.9  # what is stopped is not waited for
+    assert world.errors == []
+    world.check(0, 1, 3)
+
+
+def test_our_own_mistakes_end_it(world: World) -> None:
+    store = Between(world.store)
+
+    def mistake() -> None:
+        raise AssertionError
+
+    store.before["load"] = mistake
+    world.start(store=store)
     soon(lambda: bool(world.errors))
-    assert isinstance(world.errors[0], LayoutMismatch)
+    assert isinstance(world.errors[0], AssertionError)
+
+
+def test_a_snapshot_of_any_shard_that_cannot_be_read_does_not_stop_shard_0(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(learner_loop, "GRAPHS_S", 0.05)
+    store = Between(world.store)
+
+    def damaged() -> None:
+        raise StoreCorrupt("bits")
+
+    store.before["load_snapshot"] = damaged
+    loop = world.start(store=store, trims=True, snapshot_interval_s=0.05)
+    soon(lambda: "no graph is dropped: bits" in errors_said(caplog))
+    world.decide(0)
+    soon(world.learned)
+    assert loop.stopped == []
 
 
 def test_a_busy_shard_does_not_hold_up_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,3 +429,44 @@ def test_labelled_snapshots_are_made_and_dropped_as_control_says(world: World) -
     world.store.snapshot(0, snapshot_label("later", 99))
     zombie.sync_labels()
     assert labels()[0] == {snapshot_label("two", 3), snapshot_label("one", 5), snapshot_label("later", 99)}
+
+
+def test_a_labelled_copy_that_was_lost_is_not_made_again_from_what_was_learned_since(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.control(SnapshotTake("kept"))
+
+    def lose(shard: int) -> None:
+        (copy,) = (info for info in world.store.snapshots(shard) if info.label)
+        world.store.drop_snapshot(copy.name)
+
+    def synced(learner: Learner) -> list[str]:
+        while learner.poll():
+            pass
+        learner.sync_labels()
+        return [info.label for info in world.store.snapshots(learner.number) if info.label]
+
+    kept = [snapshot_label("kept", 2)]
+    learner = Learner(0, world.log, world.store)
+    assert synced(learner) == kept
+    lose(0)
+    world.clock_ms += 59_000
+    world.decide(0)
+    assert synced(Learner(0, world.log, world.store)) == kept  # it is of that minute still
+    world.decide(0)
+    with pytest.raises(StaleCommit):
+        learner.poll()
+    assert synced(learner) == kept
+    lose(0)
+    world.clock_ms += 2_000
+    world.decide(0)
+    assert synced(learner) == synced(learner) == []
+    assert len(caplog.records) == 1
+    assert "shard 0: its copy of snapshot 'kept' is lost" in caplog.text
+    assert synced(Learner(0, world.log, world.store)) == []
+
+    world.decide(1)
+    late = Learner(1, world.log, world.store)
+    assert synced(late) == kept  # it comes to the record now, however late
+    lose(1)
+    assert synced(late) == []  # and has had it

@@ -1,5 +1,6 @@
 """Snapshots and restore through real HTTP, learner and shared memory; what may be dropped; the command line."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from streaming.control import GraphPut, Restore, SnapshotDrop, SnapshotTake
 from streaming.errors import NotFound
 from streaming.place import Place
 from streaming.replay import replay
+from streaming.store import open_store
 from tests.server.conftest import BANKER, FILMS, serving
 from tests.server.host_parts import Host, random_graph
 from tests.server.test_app import small_graph
@@ -111,7 +113,7 @@ def test_a_policy_goes_back_to_what_it_knew(server: httpx.Client, name: str) -> 
     assert server.delete(f"/v1/snapshots/{label}").status_code == 200
 
 
-def test_what_cannot_be_is_said(server: httpx.Client) -> None:
+def test_what_cannot_be_is_said(server: httpx.Client, data: Path) -> None:
     def said(answer: httpx.Response, status: int, field: str | None, *words: str) -> None:
         body = answer.json()
         assert (answer.status_code, body.get("field")) == (status, field), body
@@ -131,6 +133,22 @@ def test_what_cannot_be_is_said(server: httpx.Client) -> None:
     server.put("/v1/policies/films/graph", content=small_graph().to_bytes()).raise_for_status()
     said(server.post("/v1/policies/films/restore", json={"label": "twice"}), 409, None, "cluster numbering")
     server.delete("/v1/snapshots/twice").raise_for_status()
+    server.put("/v1/snapshots/partly").raise_for_status()
+    soon(lambda: complete(server, "partly"))
+    with contextlib.closing(open_store(Place.of_folder(data).store)) as store:
+        answers: list[httpx.Response] = []
+
+        def refused() -> bool:
+            for shard in (0, 2):
+                for copy in (info for info in store.snapshots(shard) if info.label):
+                    store.drop_snapshot(copy.name)
+            answers.append(server.post("/v1/policies/headlines/restore", json={"label": "partly"}))
+            return answers[-1].status_code == 409
+
+        soon(refused)  # at once, unless the learner, which may for a minute, made a copy again in between
+        said(answers[-1], 409, None, "no copy of snapshot 'partly'", "lost: delete the snapshot")
+        assert "these shards: 0, 2." in answers[-1].json()["detail"] or len(answers) > 1
+    server.delete("/v1/snapshots/partly").raise_for_status()
 
 
 def test_the_command_line(server: httpx.Client) -> None:
@@ -180,12 +198,12 @@ def test_blobs_of_snapshots_with_a_label_and_of_restores_on_the_way_are_kept(tmp
             return False
         return True
 
-    assert drop_graphs(host.log, host.store, min_age_ms=-1)
+    assert drop_graphs(host.log, host.store, host.clock, min_age_ms=-1)
     assert [there(name) for name in (*names, *blobs)] == [True, True, False, True, True]
     host.follow(SnapshotDrop("then"))
     for learner in host.learners:
         learner.sync_labels()
         learner.snapshot(keep=1)
-    assert drop_graphs(host.log, host.store, min_age_ms=-1)
+    assert drop_graphs(host.log, host.store, host.clock, min_age_ms=-1)
     assert [there(name) for name in (*names, *blobs)] == [False, True, False, False, False]
     assert not host.store.snapshots(0)[0].label

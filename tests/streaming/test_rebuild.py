@@ -1,6 +1,7 @@
 """Rebuild on a real data folder: what was wrong becomes what the log says, beside learners that go on."""
 
 import contextlib
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from streaming.errors import LayoutMismatch, StoreCorrupt
 from streaming.learner import Learner
 from streaming.log import open_log
 from streaming.place import Place, state_of
-from streaming.rebuild import rebuild
+from streaming.rebuild import EMPTY, rebuild
 from streaming.replay import replay
 from streaming.state import State
 from streaming.store import Commit, Manifest, automatic, open_store
+from streaming.store.sqlite import SqliteStore
 from tests.parts.redis import Single
 from tests.streaming.world import World
 
@@ -150,6 +152,62 @@ def test_a_snapshot_that_the_log_was_trimmed_behind_is_passed_over(world: World)
     report = rebuild(world.place).shards[0]
     assert (report.snapshot, report.dropped) == (first, [])
     assert gone not in [info.name for info in automatic(world.store, 0)]
+    assert replay(world.place).equal
+
+
+def damage(world: World, which: int) -> str:
+    """Makes what only this automatic snapshot of shard 0 holds unreadable; its name."""
+    name = automatic(world.store, 0)[which].name
+    with contextlib.closing(sqlite3.connect(world.place.store)) as con, con:
+        con.execute("UPDATE chunks SET data = x'00' WHERE chunk IN (SELECT chunk FROM snapshot_parts WHERE name = ?) "
+                    "AND chunk NOT IN (SELECT chunk FROM snapshot_parts WHERE name != ?) "
+                    "AND chunk NOT IN (SELECT chunk FROM base)", (name, name))  # fmt: skip
+    with pytest.raises(StoreCorrupt):
+        world.store.load_snapshot(name)
+    return name
+
+
+def test_the_next_snapshot_is_taken_where_the_oldest_is_damaged(world: World) -> None:
+    for _ in range(3):
+        world.run()
+        world.learn()
+        world.snapshot(keep=3)
+    world.run()
+    world.learn()
+    names = [info.name for info in automatic(world.store, 0)]
+    spoil(world.store, 0)
+    assert damage(world, 0) == names[0]
+    report = rebuild(world.place, [0]).shards[0]
+    assert (report.snapshot, report.dropped) == (names[1], [names[0]])
+    assert report.differed == {"edges/2": 1, "edges/99": 70_000}
+    assert [info.name for info in automatic(world.store, 0)] == names[1:]
+    assert replay(world.place).equal
+    for info in automatic(world.store, 0)[1:]:
+        world.store.drop_snapshot(info.name)
+    damage(world, 0)
+    assert world.log.bounds(0)[0] > 0
+    with pytest.raises(StoreCorrupt):  # there is no other, and the log is not whole
+        rebuild(world.place, [0])
+
+
+def test_after_a_refused_replace_it_pauses(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[float] = []
+    monkeypatch.setattr("streaming.rebuild.time.sleep", paused.append)
+    commit, refused = SqliteStore.commit, 0
+
+    def duel(store, shard, made):
+        nonlocal refused
+        if len(made.delta) > len(EMPTY) and refused < 6:  # another rebuild has seized the shard
+            refused += 1
+            last, head = store.last(shard)
+            commit(store, shard, Commit(bytes([refused]) * 16, last, head, 0, 0, EMPTY))
+        commit(store, shard, made)
+
+    monkeypatch.setattr(SqliteStore, "commit", duel)
+    rebuild(world.place, [0])
+    assert len(paused) == refused == 6
+    assert all(0.05 * 2 ** min(n, 3) <= each <= 0.25 * 2 ** min(n, 3) for n, each in enumerate(paused))
+    assert len(set(paused)) == 6
     assert replay(world.place).equal
 
 

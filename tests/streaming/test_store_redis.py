@@ -164,6 +164,17 @@ def test_a_server_that_may_evict_is_refused(redis_single, url):
         redis_single.admin.config_set("maxmemory-policy", "noeviction")
 
 
+def test_a_server_that_loses_all_by_a_restart_is_named_when_it_is_opened(tmp_path, caplog):
+    with Single(tmp_path) as server:
+        RedisStore(server.url).close()
+        assert [record.message.split(":")[0] for record in caplog.records] == ["the Redis at 127.0.0.1"]
+        assert "keeps no append-only file and has no replica" in caplog.text
+        caplog.clear()
+        server.admin.config_set("appendonly", "yes")
+        RedisStore(server.url).close()
+    assert caplog.records == []
+
+
 @contextmanager
 def acl_user(server, *rules):
     server.admin.execute_command("ACL", "SETUSER", "ann", "reset", "on", f">{SECRET}", *rules)
@@ -365,11 +376,12 @@ def test_a_commit_whose_fate_is_unknown_is_there_once(tmp_path):
                 call()
 
 
-def test_what_must_be_durable_waits_for_a_replica_and_a_new_master_is_found(tmp_path):
+def test_what_must_be_durable_waits_for_a_replica_and_a_new_master_is_found(tmp_path, caplog):
     with Single(tmp_path / "a") as one, Single(tmp_path / "b") as two:
         two.admin.replicaof("127.0.0.1", one.port)
         wait_for(lambda: two.admin.info("replication")["master_link_status"] == "up", "the replica is there")
         store = RedisStore(f"redis://127.0.0.1:{two.port},127.0.0.1:{one.port}/x?socket_timeout=1")
+        assert "append-only" not in caplog.text  # a replica has it all
         tried(lambda: store.create(MANIFEST))
         fill(store, 0, 2)
         name = store.put_blob(b"blob")
@@ -673,7 +685,7 @@ def test_half_written_snapshots_and_blobs_are_not_listed_and_expire(redis_single
             assert store.load_snapshot(info.name).parts == store.load(0).parts
             store.drop_snapshot(info.name)
         assert left_behind(redis_single, url) == set()
-        store.drop_blobs(set(), min_age_ms=0)
+        store.drop_blobs(set(), put_before_ms=1 << 62)
         store.close()
         if ended:
             break
@@ -693,10 +705,9 @@ def test_a_blob_put_again_is_young_and_costs_nothing(redis_single, url):
     now[0] += HOUR_MS
     assert store.put_blob(data) == name
     assert {key for _, key in keys_of(redis_single, url) if ":kept" in key and "blob:" in key} == keys
-    store.drop_blobs(set())
+    store.drop_blobs(set(), now[0])
     assert store.get_blob(name) == data
-    now[0] += HOUR_MS
-    store.drop_blobs(set())
+    store.drop_blobs(set(), now[0] + 1)
     with pytest.raises(NotFound):
         store.get_blob(name)
     assert not [key for _, key in keys_of(redis_single, url) if "blob:" in key and ":wait" not in key]

@@ -91,10 +91,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.now_ms += later_ms
         self.blobs.append(self.both(lambda s: s.put_blob(data)))
 
-    @rule(keep=st.sets(st.integers(0, 5)), min_age_ms=st.integers(0, 10))
-    def drop_blobs(self, keep, min_age_ms):
+    @rule(keep=st.sets(st.integers(0, 5)), age_ms=st.integers(-1, 10))
+    def drop_blobs(self, keep, age_ms):
         kept = {self.blobs[n] for n in keep if n < len(self.blobs)}
-        self.both(lambda s: s.drop_blobs(kept, min_age_ms))
+        self.both(lambda s: s.drop_blobs(kept, self.now_ms - age_ms))
         for name in self.blobs:
             self.both(lambda s, name=name: s.get_blob(name))
 
