@@ -18,8 +18,8 @@ from streaming.contract import COLUMNS, OUTCOMES
 from streaming.control import Restore, SnapshotTake, from_json, snapshot_label
 from streaming.errors import StoreUnavailable
 from streaming.log import CONTROL
-from streaming.place import live, state_of
-from streaming.replay import BATCHES
+from streaming.place import Place, live, state_of
+from streaming.replay import BATCHES, replay
 from streaming.shard import Shard
 from streaming.state import State
 from tests.faults.load import Answer, Ledger, payload_of
@@ -145,6 +145,13 @@ def parameters(team: Team, tail: Tail) -> tuple[list[str], Counter[str]]:
         except AssertionError as error:
             wrong.append(f"shard {shard} differs from the slow twin: {str(error)[:500]}")
     return wrong, total
+
+
+def operators_replay(team: Team) -> Iterator[str]:
+    """What `croupier replay` says: from the oldest snapshot kept, while learners and servers run."""
+    report = replay(Place(team.log_url, team.store_url))
+    if not report.equal:
+        yield "\n".join(report.lines())
 
 
 class _Seen:
@@ -316,6 +323,7 @@ def check(team: Team, tail: Tail, ledger: Ledger, happened: list[Happened]) -> t
         lambda: answers(ledger, happened),
         lambda: truth(ledger, happened),
         lambda: same_everywhere(team),
+        lambda: operators_replay(team),
         lambda: own_mistakes(team),
     ]
     for each in checks:
