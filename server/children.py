@@ -16,7 +16,7 @@ from typing import Any
 
 from server import data
 from server.settings import Settings
-from server.shared import HostFile, RunFolder
+from server.shared import LINKED, HostFile, RunFolder
 
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
@@ -95,6 +95,8 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
         stopping = _on_sigterm()
         channel = SocketChannel(folder.socket)
         engine = HostEngine(HostFile(folder.host), folder, number, settings.flush_ms, channel)
+        channel.linked = lambda there: engine.row.__setitem__(LINKED, int(there))
+        engine.row[LINKED] = 0
         channel.open(engine.outbox)
         engine.start()
         config = uvicorn.Config(

@@ -161,6 +161,7 @@ class SocketChannel:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self.outbox: Outbox | None = None
+        self.linked: Callable[[bool], None] = lambda _: None  # told when the agent comes and goes
 
     def open(self, outbox: Outbox) -> None:
         self.outbox = outbox
@@ -185,12 +186,14 @@ class SocketChannel:
             self._connection = connection
             assert self.outbox is not None
             self.outbox.resend()
+            self.linked(True)
             return
 
     def _lost(self, connection: Frames) -> None:
         if connection is not self._connection:
             return
         self._connection = None
+        self.linked(False)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(errors.in_doubt("The agent, which writes the event log, ended meanwhile."))

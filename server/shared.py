@@ -13,7 +13,7 @@ All lie in the run folder (/dev/shm/croupier-ID, see `RunFolder`). Each region h
         agent      16 acknowledgement to visible: a count per bucket of VISIBLE_S and one beyond, then the sum, us
       row of worker i, at HEADER + i * ROW
                     0 pid            1 heartbeat, ms     2 catalog generation in use
-                    3 decisions dropped because the agent was away too long
+                    3 decisions dropped because the agent was away too long    4 connected to the agent, 0 or 1
                     8 refused rewards, one word per reason of REASONS
                    16 requests: for each of ROUTES and OUTCOMES a count per bucket of LATENCY_S and one beyond,
                       then the sum, us
@@ -54,7 +54,7 @@ VISIBLE = 16
 VISIBLE_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 HEADER = 64
 
-PID, BEAT, SEEN, DROPPED = range(4)
+PID, BEAT, SEEN, DROPPED, LINKED = range(5)
 REFUSALS = 8
 REASONS = ("bad-token", "unknown-policy", "unknown-item", "out-of-range", "missing-event-id", "invalid")
 REQUESTS = 16

@@ -31,6 +31,7 @@ from server.shared import (
     DRAINING,
     GENERATION,
     LEARNER_RESTARTS,
+    LINKED,
     PID,
     SEEN,
     WORKER_RESTARTS,
@@ -228,7 +229,7 @@ class Supervisor:
     def _ready(self) -> bool:
         generation = self.host[GENERATION]
         rows = [self.host.row(i) for i in range(self.host.rows)]
-        return generation > 0 and all(row[PID] and row[SEEN] for row in rows)
+        return generation > 0 and all(row[PID] and row[SEEN] and row[LINKED] for row in rows)
 
     def _announce(self) -> None:
         host, port = self._listeners[0].getsockname()[:2]

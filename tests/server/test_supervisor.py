@@ -119,7 +119,7 @@ def test_a_childs_end_is_its_status() -> None:
     assert in_child(fails) == 1
 
 
-def test_all_workers_must_have_loaded_before_it_says_ready(supervisor: Supervisor) -> None:
+def test_all_workers_must_have_loaded_and_found_the_agent_before_it_says_ready(supervisor: Supervisor) -> None:
     host = supervisor.host
     assert not supervisor._ready()
     host[shared.GENERATION] = 1
@@ -127,4 +127,6 @@ def test_all_workers_must_have_loaded_before_it_says_ready(supervisor: Superviso
         assert not supervisor._ready()
         host.row(worker)[shared.PID] = 1
         host.row(worker)[shared.SEEN] = 1
+        assert not supervisor._ready(), "it is not connected to the agent, so a PUT would be refused"
+        host.row(worker)[shared.LINKED] = 1
     assert supervisor._ready()
