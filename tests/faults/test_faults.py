@@ -16,7 +16,7 @@ SEED = 1
 AWAY_S = 6.0
 # Three lanes side by side; the third also has the log away (which is a broker killed) and the store away.
 LANES = (
-    ("learner killed", "learner stopped", "worker killed", "restored", "changes"),
+    ("learner killed", "worker killed", "restored", "learner stopped", "changes"),
     ("router killed", "server killed", "agent killed", "learner joins"),
     ("master killed", "network", "broker stopped"),
 )
