@@ -46,7 +46,7 @@ DEFAULTS = {
     "num.io.threads": "2",
     "queued.max.requests": "100",
     # A broker that was killed is let in again when its old session has ended: 9 s unless we say so.
-    "broker.session.timeout.ms": "1000",
+    "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "200",
 }
 

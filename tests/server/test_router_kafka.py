@@ -40,7 +40,7 @@ class World:
     def __init__(self, path: Path, broker: Broker, redis: Single) -> None:
         name = f"t{uuid.uuid4().hex[:8]}"
         self.path, self.servers = path, broker.bootstrap
-        quick = "session_timeout_ms=2000&heartbeat_interval_ms=500"
+        quick = "session_timeout_ms=4000&heartbeat_interval_ms=500"
         self.log_url = f"kafka://{broker.bootstrap}/{name}?one_broker=yes&{quick}"
         self.store_url = f"{redis.url.rstrip('/')}/{name}"
         self.at = parse_kafka_url(self.log_url)
@@ -111,7 +111,7 @@ class Process:
 
     def wait_until_joined(self) -> None:
         wait_for(lambda: "routing" in self.errors.read_text(), "the router has opened everything")
-        wait_for(lambda: self.metrics()["croupier_router_rebalances_total"] > 0, "the router has partitions")
+        wait_for(lambda: self.metrics()["croupier_router_rebalances_total"] > 0, "the router has partitions", 90)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
