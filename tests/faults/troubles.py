@@ -34,7 +34,7 @@ class Happened(NamedTuple):
 def server_killed(team: Team, rng: random.Random) -> Course:
     """kill -9 of a supervisor, which takes its agent and its worker along.
 
-    A server that starts while log or store is away ends with a sentence; it is started again, as an init system does.
+    Over when it is ready again: it waits for log and store. Should it end, it is started again, as an init system does.
     """
     server = rng.choice(team.servers)
     if not server.process.alive:
