@@ -34,15 +34,15 @@ class Figure(NamedTuple):
 FIGURES = {
     "recommends": Figure(4_900, "/s and worker", "film recommendations over HTTP", "python -m benchmarks.http"),
     "rewards": Figure(127_000, "/s and worker", "rewards over HTTP, 500 a request", "python -m benchmarks.http"),
-    "appended": Figure(None, "/s and core", "copies of decisions appended to Kafka", "python -m benchmarks.kafka"),
+    "appended": Figure(220_000, "/s and core", "copies of decisions appended to Kafka", "python -m benchmarks.kafka"),
     "followed": Figure(3_400_000, "cells/s and core", "an agent follows commits", "python -m benchmarks.follow"),
     "cell": Figure(41, "bytes", "a changed cell in the feed, all that comes with it", "python -m benchmarks.follow"),
-    "routed": Figure(None, "/s and core", "rewards through the router", "python -m benchmarks.router"),
-    "learned": Figure(None, "events/s and core", "from Kafka, one item a decision", "python -m benchmarks.scale"),
-    "commit": Figure(None, "us", "Redis: commit of 1,000 cells", "python -m benchmarks.redis"),
-    "edge": Figure(None, "bytes", "Redis: one edge", "python -m benchmarks.redis"),
-    "snapshot": Figure(None, "bytes", "Redis: one edge in a snapshot", "python -m benchmarks.redis"),
-    "loaded": Figure(None, "edges/s", "a shard loaded from Redis", "python -m benchmarks.redis"),
+    "routed": Figure(54_500, "/s and core", "rewards through the router", "python -m benchmarks.router"),
+    "learned": Figure(390_000, "events/s and core", "from Kafka, one item a decision", "python -m benchmarks.scale"),
+    "commit": Figure(289, "us", "Redis: commit of 1,000 cells", "python -m benchmarks.redis"),
+    "edge": Figure(16.3, "bytes", "Redis: one edge", "python -m benchmarks.redis"),
+    "snapshot": Figure(16, "bytes", "Redis: one edge in a snapshot", "python -m benchmarks.redis"),
+    "loaded": Figure(12_000_000, "edges/s", "a shard loaded from Redis", "python -m benchmarks.redis"),
 }
 
 
