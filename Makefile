@@ -13,8 +13,9 @@ LOCK := --generate-hashes --universal --python-version 3.11 --no-emit-index-url 
 demo: $(READY)        ## start a server on a world of its own, send simulated users, watch the click rate (DURATION=30 ends by itself)
 	$(BIN)/croupier demo $(if $(DURATION),--duration $(DURATION))
 
+# Real brokers and processes share two cores here: what failed is run once more, alone, and shown both times.
 test: $(READY)        ## the whole test suite, doctests included
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadgroup || $(BIN)/pytest --last-failed --last-failed-no-failures none
 
 serve: $(READY)       ## a server on 127.0.0.1:8000, data in ./croupier-data
 	$(BIN)/croupier serve

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -220,18 +221,34 @@ def test_a_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_while_draining_readyz_says_503_and_requests_finish(tmp_path: Path) -> None:
-    with serving(tmp_path / "data") as server, client(server) as http:
-        assert http.get("/readyz").json()["draining"] is False
-        os.kill(server.children()["worker 0"], signal.SIGTERM)
-        answers = []
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and not (answers and answers[-1].status_code == 503):
-            answers.append(http.get("/readyz"))
-        assert answers[-1].status_code == 503
-        assert answers[-1].json()["draining"] is True
+    with serving(tmp_path / "data") as server:
+        for _ in range(5):  # a machine that starves us for 0.2 s lets the notice pass
+            if (answer := _asked_while_draining(server)) is not None:
+                break
+        assert answer is not None
+        assert answer.status_code == 503
+        assert answer.json()["draining"] is True
         wait_for(lambda: "worker 0" in server.children())
         wait_for(lambda: _ready(server))
         assert server.stop() == 0
+
+
+def _asked_while_draining(server: Server) -> httpx.Response | None:
+    """The first answer of a worker told to end that is not 200; None where its connection was closed before it."""
+    wait_for(lambda: "worker 0" in server.children())
+    wait_for(lambda: _ready(server))
+    with client(server) as http:
+        assert http.get("/readyz").json()["draining"] is False
+        os.kill(server.children()["worker 0"], signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            try:
+                answer = http.get("/readyz")
+            except httpx.TransportError:
+                return None
+            if answer.status_code != 200:
+                return answer
+    return None
 
 
 def _ready(server: Server) -> bool:
