@@ -1,4 +1,6 @@
-"""The clusters of an embedding: inner products with all centroids, the largest of them, their softmax.
+"""A user's context: the clusters of an embedding and their softmax, or given weights, in units of 1/65535.
+
+The clusters of an embedding: inner products with all centroids, the largest of them, their softmax.
 
 What bounds it is reading the centroids, so all else is kept out of that pass: it computes float32 products and the
 largest of every LANES-th one. The n-th best of those LANES maxima is at most the n-th best product, and little less;
@@ -123,3 +125,28 @@ def nearest(
         clusters[i] = shortlist[i]
         weights[i] = int(65535.0 * (math.exp((similarity[i] - similarity[0]) / temperature) / total) + 0.5)
     return wanted
+
+
+@njit(cache=True, nogil=True)
+def quantise(given: NDArray[np.float64], weights: NDArray[np.uint16]) -> bool:
+    """weights[m] = the given ones, or m equal ones where there are none, divided by their sum, rounded to 1/65535.
+
+    False where their sum is not positive and finite.
+    """
+    m = weights.shape[0]
+    if given.shape[0] == 0:
+        for i in range(m):
+            weights[i] = int(np.rint(65535.0 * (1.0 / m)))
+        return True
+    total = largest = 0.0
+    for i in range(m):
+        total += given[i]
+        largest = max(largest, given[i])
+    if not (total > 0.0 and math.isfinite(total)):
+        return False
+    total = 0.0
+    for i in range(m):  # by the largest first: the sum of tiny weights has no room for small differences
+        total += given[i] / largest
+    for i in range(m):
+        weights[i] = int(np.rint(65535.0 * (given[i] / largest / total)))
+    return True

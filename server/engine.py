@@ -76,6 +76,13 @@ class Engine(Protocol):
         """Choose and hand the decision to the agent; no I/O, no waiting."""
         ...
 
+    def answer(self, query: RecommendRequest) -> bytes | None:
+        """The JSON of `recommend`, or None and nothing has happened: then `recommend` has to be asked.
+
+        This is how the hot path asks, of queries that only their types were checked of.
+        """
+        ...
+
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         """One verdict a row, in order, after the durable append of all accepted ones (one append)."""
         ...

@@ -124,6 +124,10 @@ class HostEngine:
         """See `Engine.recommend`."""
         return self.recommender.recommend(query)
 
+    def answer(self, query: RecommendRequest) -> bytes | None:
+        """See `Engine.answer`."""
+        return self.recommender.answer(query)
+
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         """See `Engine.feedback`."""
         if not self.views.generation:

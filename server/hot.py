@@ -3,6 +3,11 @@
     bytes -> httptools -> url, headers -> hot? -- yes --> body -> the route's own function -> one write
                                              `--- no ---> uvicorn, as if nothing had happened
 
+The same client sends the same head again and again. So a head that was found hot is remembered, byte for byte with the
+size of its body, and a request that has it, alone in its read, needs no parser:
+
+    bytes -> known head? -> body -> the route's own function -> one write
+
 Hot is a POST with exactly the path of a hot route, over HTTP/1.1 on a connection that stays open, whose head alone has
 nothing wrong, with a body of a known and usual size, while no request before it waits for its answer. All else goes to
 the ordinary route, and so does a hot request whose body is not there yet when the connection or the server ends.
@@ -25,13 +30,14 @@ from server import errors
 from server.protocol import Protocol
 from server.routes.common import JSON, Service, is_json, problem_response
 from server.routes.feedback import feedback_bytes
-from server.routes.recommend import recommend_bytes
+from server.routes.recommend import quick_recommend_bytes
 
 log = logging.getLogger(__name__)
 RECOMMEND, FEEDBACK = "/v1/recommend", "/v1/feedback"
 ROLES = {RECOMMEND.encode(): "recommend", FEEDBACK.encode(): "feedback"}
 BODY_MAX = 64 << 10  # from here on uvicorn holds back the sender
 TURN_MAX = 16  # hot answers to one read; the ordinary route lets other connections in between
+HEADS_MAX, HEAD_BYTES_MAX = 1024, 4096  # of what is remembered
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -48,12 +54,35 @@ class HotProtocol(Protocol):
         self._caller: str | None = None  # whose rate limit it is, where there is one
         self._began = 0.0
         self._turns = 0
+        self._heads = self._service.heads
+        self._between = True  # no part of a request has come since the last one
+        self._first: bytes | None = None  # the read, while its first request, which it begins with, is not over
+        self._answered_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        if self._between and (cycle is None or cycle.response_complete):
+            end = data.find(b"\r\n\r\n") + 4
+            known = self._heads.get(data[:end])
+            if (
+                known is not None
+                and len(data) == end + known[1]
+                and not self.flow.write_paused
+                and not self.transport.is_closing()
+            ):
+                if self.timeout_keep_alive_task is not None:
+                    self._unset_keepalive_if_required()
+                self._began = time.perf_counter()
+                self._answer(known[0], data[end:])
+                return
+            self._first = data
         self._turns = TURN_MAX
         super().data_received(data)
+        self._first = None
 
     def on_message_begin(self) -> None:
+        self._between = False
         self._unused = 0
         self.url = b""
         self.headers = []
@@ -120,19 +149,37 @@ class HotProtocol(Protocol):
             self._parts.append(body)
 
     def on_message_complete(self) -> None:
+        first, self._first = self._first, None
         if self._parts is None:
+            self._between = not self.parser.should_upgrade()
             super().on_message_complete()
             return
+        self._between = True
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = None
         self._turns -= 1
-        if len(self.url) == len(RECOMMEND):
+        is_recommend = len(self.url) == len(RECOMMEND)
+        if first is not None and self._caller is None:
+            self._remember(first, is_recommend, body)
+        self._answer(is_recommend, body)
+
+    def _remember(self, read: bytes, is_recommend: bool, body: bytes) -> None:
+        end = read.find(b"\r\n\r\n") + 4
+        if (
+            end <= HEAD_BYTES_MAX and read[end:] == body
+        ):  # the parser saw the same end of the head, and nothing after it
+            if len(self._heads) >= HEADS_MAX:
+                self._heads.clear()
+            self._heads[read[:end]] = is_recommend, len(body)
+
+    def _answer(self, is_recommend: bool, body: bytes) -> None:
+        if is_recommend:
             self._recommend(body)
-        else:
-            self.cycle = cycle = Answering()  # type: ignore[assignment]
-            task = self.loop.create_task(self._feedback(cycle, body, self._began, self._caller))
-            task.add_done_callback(self.tasks.discard)
-            self.tasks.add(task)
+            return
+        self.cycle = cycle = Answering()  # type: ignore[assignment]
+        task = self.loop.create_task(self._feedback(cycle, body, self._began, self._caller))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def shutdown(self) -> None:
         self._give_up()
@@ -140,6 +187,8 @@ class HotProtocol(Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def _give_up(self) -> None:
@@ -157,14 +206,34 @@ class HotProtocol(Protocol):
         try:
             if self._caller is not None:
                 service.limit.check(self._caller)
-            answer = recommend_bytes(service.engine, body)
+            answer = quick_recommend_bytes(service.engine, body)
         except Exception as error:
             status = self._refuse_with(error, RECOMMEND, keep_alive=True)
         else:
             status = 200
-            self.transport.write(OK.begin(self.server_state.default_headers) + OK.rest % len(answer) + answer)
-        service.count(RECOMMEND, status, time.perf_counter() - self._began)
-        self.on_response_complete()
+            self.transport.write(OK.of(self.server_state.default_headers, len(answer)) + answer)
+        now = time.perf_counter()
+        service.count(RECOMMEND, status, now - self._began)
+        if self.pipeline or self.flow.read_paused:
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._answered_at = now
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def _look_if_idle(self) -> None:
+        """uvicorn's timer for connections nobody uses, but one that is looked at when it rings and not moved before."""
+        self._timer = None
+        if not self._between or self.timeout_keep_alive_task is not None:
+            return  # after its answer there is another
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        left = self._answered_at + self.timeout_keep_alive - time.perf_counter()
+        if left > 0.0:
+            self._timer = self.loop.call_later(left, self._look_if_idle)
+        else:
+            self.timeout_keep_alive_handler()
 
     async def _feedback(self, cycle: "Answering", body: bytes, began: float, caller: str | None) -> None:
         service, status = self._service, 500
@@ -179,8 +248,10 @@ class HotProtocol(Protocol):
                 status = self._refuse_with(error, FEEDBACK, cycle.keep_alive, cycle.disconnected)
             else:
                 status = 202
-                if not cycle.disconnected:
-                    self._write(Response(answer, status, media_type=JSON), cycle.keep_alive)
+                if cycle.keep_alive and not cycle.disconnected:
+                    self.transport.write(ACCEPTED.of(self.server_state.default_headers, len(answer)) + answer)
+                elif not cycle.disconnected:
+                    self._write(Response(answer, status, media_type=JSON), keep_alive=False)
         except asyncio.CancelledError:  # the time to finish in is over
             self.transport.close()
             raise
@@ -226,20 +297,21 @@ def _lines(headers: Headers) -> bytes:
     return b"".join([name + b": " + value + b"\r\n" for name, value in headers])
 
 
-class _Ok:
-    """The head of a 200: uvicorn makes its own headers anew once a second, and only then are they joined again."""
+class _Head:
+    """The head of a usual answer: uvicorn makes its own headers anew once a second, and only then are they joined."""
 
     rest = b"%d\r\ncontent-type: " + JSON.encode() + b"\r\n\r\n"
 
-    def __init__(self) -> None:
+    def __init__(self, status: int) -> None:
+        self._status = STATUS_LINE[status]
         self._of: Headers | None = None
         self._begin = b""
 
-    def begin(self, default_headers: Headers) -> bytes:
+    def of(self, default_headers: Headers, size: int) -> bytes:
         if default_headers is not self._of:
             self._of = default_headers
-            self._begin = STATUS_LINE[200] + _lines(default_headers) + b"content-length: "
-        return self._begin
+            self._begin = self._status + _lines(default_headers) + b"content-length: "
+        return self._begin + self.rest % size
 
 
-OK = _Ok()
+OK, ACCEPTED = _Head(200), _Head(202)

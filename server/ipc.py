@@ -16,9 +16,9 @@ import concurrent.futures
 import contextlib
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -148,6 +148,19 @@ def _packed(problem: Problem) -> bytes:
     return msgspec.msgpack.encode([problem.status, problem.title, problem.detail, problem.field, problem.retry_after])
 
 
+class Asked(NamedTuple):
+    """Who waits for an answer of the agent, and the timer that ends it."""
+
+    waiters: Sequence[asyncio.Future[bytes]]
+    late: asyncio.TimerHandle
+
+
+def _fail(waiters: Sequence[asyncio.Future[bytes]], problem: Problem) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_exception(problem)
+
+
 class SocketChannel:
     """A worker's end; see `server.host.Channel`. It connects again for as long as it is open."""
 
@@ -156,7 +169,8 @@ class SocketChannel:
         self._answer_s = answer_s
         self._loop = asyncio.get_running_loop()
         self._connection: Frames | None = None
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, Asked] = {}
+        self._gathered: list[tuple[bytes, asyncio.Future[bytes]]] = []  # rewards of this turn of the loop
         self._number = 0
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -194,9 +208,9 @@ class SocketChannel:
             return
         self._connection = None
         self.linked(False)
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(errors.in_doubt("The agent, which writes the event log, ended meanwhile."))
+        for asked in self._waiting.values():
+            asked.late.cancel()
+            _fail(asked.waiters, errors.in_doubt("The agent, which writes the event log, ended meanwhile."))
         self._waiting.clear()
         if not self._closed:
             self._task = self._loop.create_task(self._connect())
@@ -207,36 +221,49 @@ class SocketChannel:
             assert self.outbox is not None
             self.outbox.confirmed(number)
             return
-        future = self._waiting.pop(number, None)
-        if future is None or future.done():
+        asked = self._waiting.pop(number, None)
+        if asked is None:
             return
-        if kind == DONE:
-            future.set_result(body)
-        else:
-            future.set_exception(Problem(*msgspec.msgpack.decode(body)))
+        asked.late.cancel()
+        if kind != DONE:
+            _fail(asked.waiters, Problem(*msgspec.msgpack.decode(body)))
+            return
+        for waiter in asked.waiters:
+            if not waiter.done():
+                waiter.set_result(body)
 
     def send(self, number: int, batch: bytes) -> bool:
         """See `Channel.send`."""
         return self._connection is not None and self._connection.send(DECISIONS, number, batch)
 
     async def _ask(self, kind: int, body: bytes) -> bytes:
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+        self._send(kind, body, [waiter])
+        return await waiter
+
+    def _send(self, kind: int, body: bytes, waiters: Sequence[asyncio.Future[bytes]]) -> None:
         self._number += 1
-        number = self._number
-        if self._connection is None or not self._connection.send(kind, number, body):
-            raise errors.unavailable(_AWAY)
-        future = self._waiting[number] = self._loop.create_future()
-        try:
-            async with asyncio.timeout(self._answer_s):
-                return await future
-        except TimeoutError:
-            what = f"The agent, which writes the event log, has not answered for {self._answer_s:g} s."
-            raise errors.in_doubt(what) from None
-        finally:
-            self._waiting.pop(number, None)
+        if self._connection is None or not self._connection.send(kind, self._number, body):
+            _fail(waiters, errors.unavailable(_AWAY))
+            return
+        late = self._loop.call_later(self._answer_s, self._late, self._number)
+        self._waiting[self._number] = Asked(waiters, late)
+
+    def _late(self, number: int) -> None:
+        what = f"The agent, which writes the event log, has not answered for {self._answer_s:g} s."
+        _fail(self._waiting.pop(number).waiters, errors.in_doubt(what))
 
     async def rewards(self, batch: bytes) -> None:
-        """See `Channel.rewards`."""
-        await self._ask(REWARDS, batch)
+        """See `Channel.rewards`. What comes in the same turn of the loop goes to the agent together."""
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+        if not self._gathered:
+            self._loop.call_soon(self._send_gathered)
+        self._gathered.append((batch, waiter))
+        await waiter
+
+    def _send_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        self._send(REWARDS, b"".join([batch for batch, _ in gathered]), [waiter for _, waiter in gathered])
 
     async def call(self, method: str, *args: Any) -> bytes:
         """See `Channel.call`."""

@@ -3,7 +3,8 @@
     request -> view of the policy -> choose -> payload -> event for each shard concerned -> outbox
                                                     `-> signed: the decision id that the caller gets
 
-Nothing here waits for anything.
+Nothing here waits for anything. The usual request for a Diag-LinUCB policy goes through all of it in one kernel
+(`server.desk`).
 """
 
 import secrets
@@ -11,9 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from server.desk import Desk
 from server.outbox import Outbox
 from server.schemas import Decision, RecommendRequest
+from server.settings import SHARDS_MAX
 from server.shared import Row
+from server.view_diag import DiagView
 from server.views import Views
 from streaming import events, token
 from streaming.log import wall_clock
@@ -37,30 +41,64 @@ class Recommender:
         self._row = row
         self._rng = np.random.default_rng() if rng is None else rng
         self._clock = clock
+        self._of_shard = np.zeros(SHARDS_MAX, np.uint32)
+        self._desk = Desk(outbox, row, self._of_shard)
+        self._raw = self._rng.bit_generator.random_raw
+        self._word = int(self._raw()) >> 1  # the next decision's
         self._begin_stream()
 
     def _begin_stream(self) -> None:
         self._stream = secrets.randbits(32)
         self._sequence = 0
-        self._of_shard: dict[int, int] = {}
+        self._of_shard[:] = 0
         self._stream_until_ms = self._clock() + STREAM_MAX_MS
+
+    def _now_ms(self) -> int:
+        """The decision's time; its stream is begun anew before it wraps or ages."""
+        now_ms = max(self._clock(), self.views.log_time_ms)  # the log's time stands still while a clock has gone back
+        if self._sequence >= 1 << 32 or now_ms > self._stream_until_ms:
+            self._begin_stream()
+        return now_ms
 
     def recommend(self, query: RecommendRequest) -> Decision:
         """One decision; raises Problem."""
         view = self.views.view(query.policy)
-        now_ms = max(self._clock(), self.views.log_time_ms)  # the log's time stands still while a clock has gone back
-        if self._sequence >= 1 << 32 or now_ms > self._stream_until_ms:
-            self._begin_stream()
-        made = view.decide(query, self._stream << 32 | self._sequence, now_ms, self._rng)
-        self._sequence += 1
+        now_ms = self._now_ms()
+        made = view.decide(query, self._stream << 32 | self._sequence, now_ms, self._word, self._rng)
+        self._next()
         assert self.views.signing is not None, "the first catalog has a key"
         key_id, secret = self.views.signing
         payload = token.encode(made.context, key_id)
         if made.first is not None:
             self._outbox.add(made.shards[0], made.first, False)
         for shard in made.shards:
-            sequence = self._of_shard.get(shard, 0)
-            self._of_shard[shard] = sequence + 1
+            sequence = int(self._of_shard[shard])
+            self._of_shard[shard] = (sequence + 1) & 0xFFFFFFFF
             self._outbox.add(shard, events.decision(payload, sequence))
         self._row.decided(view.entry.number, made.context.mode)
         return Decision(token.sign(payload, secret), query.policy, view.entry.version, made.items)
+
+    def answer(self, query: RecommendRequest) -> bytes | None:
+        """The JSON of `recommend`, by one kernel; None, and nothing has happened, where the request is not a usual one.
+
+        The query need not be checked (`server.bodies.check_query`): one that is unsound is no usual one.
+        """
+        if not self.views.generation or self._outbox.is_full:
+            return None
+        self.views.refresh()
+        view = self.views.by_name.get(query.policy)
+        if not isinstance(view, DiagView):
+            return None
+        now_ms = self._now_ms()
+        assert self.views.signing is not None, "the first catalog has a key"
+        answer = self._desk.answer(
+            view, query, self.views.signing, self._word, now_ms, self._stream << 32 | self._sequence
+        )
+        if answer is not None:
+            self._next()
+            self._outbox.filled()
+        return answer
+
+    def _next(self) -> None:
+        self._sequence += 1
+        self._word = int(self._raw()) >> 1

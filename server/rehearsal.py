@@ -134,6 +134,9 @@ class _Engine:
     def recommend(self, query: RecommendRequest) -> Decision:
         return Decision("d", query.policy, 1, [])
 
+    def answer(self, query: RecommendRequest) -> None:
+        del query
+
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         return [ACCEPTED for _ in rows]
 

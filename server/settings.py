@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, get_type_hints
 from server.auth import ApiKey, ApiKeyError, parse_key
 from streaming.urls import mask
 
+SHARDS_MAX = 1024
+
 PREFIX = "CROUPIER_"
 SCHEMES = {"log": ("kafka://",), "store": ("redis://", "rediss://")}
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -90,7 +92,7 @@ class Settings:
         "Shards the parameters are split into, fixed when the log is made. 0: what it has; where it is new, 1 in a "
         "data folder and 8 in Kafka.",
         low=0,
-        high=1024,
+        high=SHARDS_MAX,
     )
     flush_ms: float = setting(
         10.0, "Decisions wait this long for their durable batch: what a killed worker may lose.", "ms", 0, 10_000

@@ -359,6 +359,11 @@ class Row:
         """One decision of a policy, by its number, in that mode."""
         self.words[self._entry.get(policy, DECISIONS) + 1 + mode] += 1
 
+    def counted(self, policy: int) -> NDArray[np.uint64]:
+        """The counts of a policy's decisions by mode, u64[3], until `keep_policies` is called again."""
+        at = self._entry.get(policy, DECISIONS) + 1
+        return np.frombuffer(self.words[at : at + 3], np.uint64)
+
     def keep_policies(self, numbers: Iterable[int]) -> None:
         """Gives each policy an entry; what those that are gone have counted moves to entry 0."""
         wanted = set(numbers)

@@ -49,8 +49,11 @@ class View:
         """Items that may be shown."""
         raise NotImplementedError
 
-    def decide(self, query: RecommendRequest, decision: int, now_ms: int, rng: np.random.Generator) -> Made:
-        """Chooses for one request; `decision` is the number it will have. Raises Problem."""
+    def decide(self, query: RecommendRequest, decision: int, now_ms: int, word: int, rng: np.random.Generator) -> Made:
+        """Chooses for one request; `decision` is the number it will have. Raises Problem.
+
+        The lot is drawn by `word`, 63 random bits, or by `rng`.
+        """
         raise NotImplementedError
 
     def slot(self, item: str, numbers: tuple[int, ...]) -> int | None:

@@ -104,7 +104,8 @@ class ArmsView(View):
                 raise nothing_left()
         return allowed
 
-    def decide(self, query: RecommendRequest, decision: int, now_ms: int, rng: np.random.Generator) -> Made:
+    def decide(self, query: RecommendRequest, decision: int, now_ms: int, word: int, rng: np.random.Generator) -> Made:
+        del word
         user = query.user
         for field in ("embedding", "clusters"):
             if getattr(user, field) is not None:

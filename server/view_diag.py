@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bandits import diag_linucb
 from bandits.diag_linucb import DiagError, Serving
 from bandits.graph import Graph
+from bandits.nearest import quantise
 from server import errors
 from server.catalog import Entry
 from server.schemas import Item, ItemInfo, RecommendRequest, User
@@ -20,7 +21,9 @@ from streaming.token import DIAG, Context
 
 
 class DiagView(View):
-    """A Diag-LinUCB policy with a graph."""
+    """A Diag-LinUCB policy with a graph. `place` is the desk's (`server.desk`), which lives as long as the view."""
+
+    place: Any = None
 
     def __init__(self, entry: Entry, arrays: dict[str, NDArray[Any]], shards: int, before: "DiagView | None") -> None:
         super().__init__(entry, arrays, shards)
@@ -65,30 +68,28 @@ class DiagView(View):
             last = self.serving.n_clusters - 1
             at = next(i for i, cluster in enumerate(user.clusters) if cluster > last)
             raise errors.invalid(f"user.clusters[{at}]", f"The graph has clusters 0 to {last}.")
-        if user.weights is None:
-            weights = np.full(len(user.clusters), 1.0 / len(user.clusters))
-        else:
-            weights = np.array(user.weights, np.float64)
-            weights /= np.maximum.reduce(weights)  # first, so that the sum of huge weights is finite
-            weights /= np.add.reduce(weights)
-        return diag_linucb.Context(np.array(user.clusters, np.uint32), np.rint(65535.0 * weights).astype(np.uint16))
+        context = diag_linucb.Context(np.array(user.clusters, np.uint32), np.empty(len(user.clusters), np.uint16))
+        sound = quantise(np.array(user.weights or (), np.float64), context.weights)
+        assert sound, "checked before"
+        return context
 
-    def _indices(self, ids: list[str]) -> NDArray[np.int64]:
+    def indices(self, ids: list[str]) -> list[int]:
+        """Of those items that there are."""
         index = self._index
-        return np.array([index[item_id] for item_id in ids if item_id in index], np.int64)
+        return [index[item_id] for item_id in ids if item_id in index]
 
-    def decide(self, query: RecommendRequest, decision: int, now_ms: int, rng: np.random.Generator) -> Made:
+    def decide(self, query: RecommendRequest, decision: int, now_ms: int, word: int, rng: np.random.Generator) -> Made:
+        del rng
         context = self._context(query.user)
         if query.k > self._available:
             raise too_few(self, query.k)
         limits: dict[str, NDArray[np.int64]] = {}
         if query.exclude:
-            limits["exclude"] = self._indices(query.exclude)
+            limits["exclude"] = np.array(self.indices(query.exclude), np.int64)
         if query.candidates is not None:
-            candidates = limits["candidates"] = self._indices(query.candidates)
+            candidates = limits["candidates"] = np.array(self.indices(query.candidates), np.int64)
             if len(candidates) == 0 or self.arrays["paused"][candidates].all():
                 raise no_candidates(query.candidates)
-        word = int(rng.bit_generator.random_raw()) >> 1
         mode = None if query.mode is None else MODE[query.mode]
         serving = self.serving
         got, used = serving.fill(context.clusters, context.weights, query.k, word, mode, **limits)
@@ -141,8 +142,8 @@ class GraphlessView(View):
 
     available = n_items = 0
 
-    def decide(self, query: RecommendRequest, decision: int, now_ms: int, rng: np.random.Generator) -> Made:
-        del query, decision, now_ms, rng
+    def decide(self, query: RecommendRequest, decision: int, now_ms: int, word: int, rng: np.random.Generator) -> Made:
+        del query, decision, now_ms, word, rng
         raise errors.no_graph(self.entry.name)
 
     def numbers_of(self, item: str) -> Sequence[int]:

@@ -34,6 +34,7 @@ class Service:
         self.gate = Gate(settings.api_keys)
         self.limit = RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst, time.monotonic)
         self._engine = engine
+        self.heads: dict[bytes, tuple[bool, int]] = {}  # of server.hot: whether to recommend, and the body's size
 
     @property
     def engine(self) -> Engine:

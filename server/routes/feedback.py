@@ -73,7 +73,8 @@ async def feedback_bytes(engine: Engine, max_batch: int, body: bytes) -> bytes:
 
 def _rows(body: bytes) -> list[FeedbackRow] | list[FeedbackRow | Verdict] | None:
     """The rows of a bulk body, an unsound one as its verdict; None where the body is no bulk."""
-    if decode(PEEK, body).feedback is msgspec.UNSET:
+    may_be_bulk = b'"feedback"' in body or b"\\" in body  # or its name is spelled with escapes
+    if not may_be_bulk or decode(PEEK, body).feedback is msgspec.UNSET:
         return None
     try:
         return BULK.decode(body).feedback

@@ -40,8 +40,14 @@ PROBLEMS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
 
 
 def recommend_bytes(engine: Engine, body: bytes) -> bytes:
-    """The answer's body to a recommend request's body; raises Problem. The one path from bytes to bytes."""
+    """The answer's body to a recommend request's body; raises Problem."""
     return msgspec.json.encode(engine.recommend(check_query(decode(ONE, body))))
+
+
+def quick_recommend_bytes(engine: Engine, body: bytes) -> bytes:
+    """The same, with fewer steps where the request is a usual one."""
+    query = decode(ONE, body)
+    return engine.answer(query) or msgspec.json.encode(engine.recommend(check_query(query)))
 
 
 @route(router, "POST", "/v1/recommend", role="recommend", body=RecommendRequest, example=EXAMPLE,

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from server.app import create_app
 from server.feedback import judge
-from server.hot import BODY_MAX, TURN_MAX, HotProtocol
+from server.hot import BODY_MAX, HEAD_BYTES_MAX, HEADS_MAX, TURN_MAX, HotProtocol
 from server.protocol import Protocol
 from server.rehearsal import FakeTransport, protocol_for, trouble
 from server.schemas import Decision, FeedbackRow, RecommendRequest, Verdict
@@ -49,6 +49,9 @@ class Parts:
             raise RuntimeError("our own mistake")
         return self.host.recommender.recommend(query)
 
+    def answer(self, query: RecommendRequest) -> bytes | None:
+        return None if self.crash else self.host.recommender.answer(query)
+
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         if self.crash:
             raise RuntimeError("our own mistake")
@@ -64,7 +67,7 @@ class Parts:
 
     def left(self) -> Any:
         """What requests have left behind."""
-        return self.counted, self.host.outbox._events, self.host.row.refusals(), list(self.host.row.words)
+        return self.counted, self.host.outbox.gathered(), self.host.row.refusals(), list(self.host.row.words)
 
 
 class Side:
@@ -282,6 +285,12 @@ def test_any_requests(pair: Pair, tokens: list[str], data: st.DataObject) -> Non
     pair.same(cut(sent, data.draw(CUTS)))
 
 
+@common(max_examples=150)
+@given(data=st.data())
+def test_any_requests_each_in_a_read_of_its_own(pair: Pair, tokens: list[str], data: st.DataObject) -> None:
+    pair.same(data.draw(st.lists(requests(tokens, False), min_size=1, max_size=6)))
+
+
 @common(max_examples=100)
 @given(data=st.data())
 def test_any_requests_with_keys_and_a_small_cap(guarded: Pair, tokens: list[str], data: st.DataObject) -> None:
@@ -294,10 +303,11 @@ FILM = request(b'{"policy": "films", "user": {"clusters": [1, 2]}, "k": 3}')
 GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
-def test_the_hot_path_is_taken(pair: Pair, tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(_: Any) -> None:
-        raise AssertionError("the ordinary way")
+def never(*_: Any) -> None:
+    raise AssertionError("the other way")
 
+
+def test_the_hot_path_is_taken(pair: Pair, tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"decision_id": tokens[0], "item": "x", "reward": 1}
     monkeypatch.setattr(HotProtocol, "_hand_on", never)
     for asked in (ASK * 5, FILM, request(msgspec.json.encode(row), b"/v1/feedback"), request(b"{")):
@@ -330,6 +340,48 @@ def test_pipelined_answers_come_in_order(pair: Pair, tokens: list[str], between:
 
 def test_many_in_one_read(pair: Pair) -> None:
     assert pair.same([ASK * 3 * TURN_MAX]).count(b" 200 OK") == 3 * TURN_MAX
+
+
+def test_a_known_head_needs_no_parser(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.same([ASK, FILM])
+    monkeypatch.setattr(HotProtocol, "on_url", never)
+    for asked in (ASK, FILM, request(b"{}".ljust(len(ASK) - ASK.index(b"{")))):
+        pair.same([asked] * 3)
+
+
+def test_another_size_than_the_head_says_needs_one(pair: Pair) -> None:
+    at = ASK.index(b"{")
+    pair.same([ASK])
+    for reads in ([ASK[:at], ASK[at:]], [ASK[:-1], ASK[-1:]], [ASK + ASK], [ASK + b"\r\n"], [ASK + ASK[:at], ASK[at:]]):
+        pair.same([*reads, ASK])
+
+
+def test_heads_are_remembered_only_where_they_are_hot_and_whole(pair: Pair) -> None:
+    heads = pair.hot.app.state.service.heads
+    heads.clear()
+    for reads in (
+        [ASK[:9], ASK[9:]],
+        [ASK + ASK],
+        [GET, GET],
+        [request(b"{", chunked=True)],
+        [ASK.replace(b"POST", b"PUT")],
+    ):
+        pair.same(reads)
+    assert not heads
+    odd = ASK.replace(b"\r\n\r\n", b"\n\n", 1).replace(b'"news"', b'"\r\n\r\n"')
+    for _ in range(2):
+        pair.same([odd])
+    assert not heads
+    pair.same([request(b"{}", headers=[JSON, b"x-long: " + b"a" * HEAD_BYTES_MAX])])
+    assert not heads
+    for i in range(HEADS_MAX + 2):
+        pair.same([request(b"{}", headers=[JSON, b"x-trace: %d" % i])])
+    assert len(heads) == 2
+
+
+def test_with_keys_a_head_is_known_with_its_key(guarded: Pair) -> None:
+    for who in WHO * 2:
+        guarded.same([request(b'{"policy": "news"}', headers=[JSON, *who])] * 2)
 
 
 def test_body_cap(pair: Pair, guarded: Pair) -> None:
@@ -442,14 +494,66 @@ def test_who_does_not_read_is_not_written_to_without_end(pair: Pair, side: str) 
     pair.loop.run_until_complete(run())
 
 
-def test_idle_connections_are_closed(pair: Pair) -> None:
+async def ended(transport: FakeTransport) -> None:
+    for _ in range(1000):
+        if transport.closed:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody has closed the connection")
+
+
+@pytest.mark.parametrize("side", ["ordinary", "hot"])
+@pytest.mark.parametrize("last", [ASK, GET, request(b"{}", b"/v1/feedback")])
+def test_idle_connections_are_closed(pair: Pair, side: str, last: bytes) -> None:
+    it: Side = getattr(pair, side)
+
+    async def run() -> None:
+        protocol, transport = it.connect()
+        protocol.timeout_keep_alive = 0.5  # type: ignore[assignment]
+        for asked in (ASK, ASK, GET, last):
+            protocol.data_received(asked)
+            await it.settle()
+            await asyncio.sleep(0.02)
+        assert not transport.closed
+        await ended(transport)
+        protocol.connection_lost(None)
+
+    pair.loop.run_until_complete(run())
+
+
+def test_each_answer_puts_the_end_of_an_idle_connection_off(pair: Pair) -> None:
     async def run() -> None:
         protocol, transport = pair.hot.connect()
-        protocol.timeout_keep_alive = 0.01
-        protocol.data_received(ASK)
-        assert not transport.closed
-        await asyncio.sleep(0.05)
+        assert isinstance(protocol, HotProtocol)
+        for _ in range(3):
+            protocol.data_received(ASK)
+            protocol._look_if_idle()  # as if the timer of an earlier answer rang
+            assert not transport.closed
+            assert protocol._timer is not None
+        protocol._answered_at -= protocol.timeout_keep_alive
+        protocol._look_if_idle()
         assert transport.closed
+        protocol.connection_lost(None)
+
+    pair.loop.run_until_complete(run())
+
+
+@pytest.mark.parametrize("side", ["ordinary", "hot"])
+def test_a_connection_in_the_middle_of_a_request_is_not_idle(pair: Pair, side: str) -> None:
+    it: Side = getattr(pair, side)
+
+    async def run() -> None:
+        protocol, transport = it.connect()
+        protocol.timeout_keep_alive = 0.05  # type: ignore[assignment]
+        protocol.data_received(ASK)
+        await it.settle()
+        protocol.data_received(ASK[:20])
+        await asyncio.sleep(0.15)
+        assert not transport.closed
+        protocol.data_received(ASK[20:])
+        await it.settle()
+        assert bytes(transport.written).count(b" 200 OK") == 2
+        await ended(transport)
         protocol.connection_lost(None)
 
     pair.loop.run_until_complete(run())

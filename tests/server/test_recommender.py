@@ -395,8 +395,7 @@ def test_a_gap_in_the_stream_is_counted_as_lost(headlines: Host) -> None:
     headlines.recommend("h")
     headlines.outbox.flush()
     headlines.recommend("h")
-    headlines.outbox._events.clear()  # as if the process had died here, but for its stream
-    headlines.outbox._bytes = 0
+    headlines.outbox.fill[0] = 0  # as if the process had died here, but for its stream
     headlines.recommend("h")
     headlines.follow()
     assert headlines.outcomes(0) == {"decisions_lost": 1}

@@ -1,0 +1,195 @@
+"""One kernel decides as the readable steps do: the same bytes, events and counters, or nothing at all."""
+
+from base64 import urlsafe_b64decode
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bandits.graph import Graph
+from server import errors
+from server.bodies import check_query
+from server.outbox import unpack
+from server.schemas import Decision, RecommendRequest, User
+from streaming.control import ItemPut, KeyAdd
+from tests.server.host_parts import Host
+
+DIM, CLUSTERS, ITEMS = 4, 12, 60
+IDS = [f'é "{i}"\n' if i % 7 == 0 else f"item-{i}" for i in range(ITEMS)]
+
+
+def graph() -> Graph:
+    rng = np.random.default_rng(4)
+    rows = [np.sort(rng.choice(ITEMS, 15, replace=False)) for _ in range(CLUSTERS)]
+    items = np.concatenate(rows).astype(np.uint32)
+    return Graph(rng.standard_normal((CLUSTERS, DIM), np.float32), np.arange(CLUSTERS + 1) * 15, items, tuple(IDS))
+
+
+class Pair:
+    """Two hosts of one seed; one is asked by steps, one by the kernel."""
+
+    def __init__(self, path: Path, shards: int, **parameters: Any) -> None:
+        self.steps, self.kernel = (Host(path / name, shards=shards, seed=5) for name in ("steps", "kernel"))
+        for host in (self.steps, self.kernel):
+            host.diag("films", graph(), clusters_per_user=3, **parameters)
+            host.recommender._stream = (1 << 31) + 9
+
+    def left(self, host: Host) -> Any:
+        return sorted(unpack(host.outbox.gathered())), list(host.row.words), host.recommender._sequence
+
+    def same(self, query: RecommendRequest) -> bytes | None:
+        """The kernel's answer, which is the steps' too; None where it left the query to the steps."""
+        before = self.left(self.kernel)
+        answer = self.kernel.recommender.answer(query)
+        if answer is None:
+            assert self.left(self.kernel) == before
+        outcomes = []
+        for host in (self.steps, self.kernel) if answer is None else (self.steps,):
+            try:
+                outcomes.append(msgspec.json.encode(host.recommender.recommend(check_query(query))))
+            except errors.Problem as problem:
+                assert answer is None, "what is wrong is no usual request"
+                outcomes.append(problem.body())
+        other = outcomes[-1] if answer is None else answer
+        assert other == outcomes[0]
+        assert self.left(self.kernel) == self.left(self.steps)
+        return answer
+
+    def learn(self, seed: int) -> None:
+        """The same decisions and rewards into both."""
+        for host in (self.steps, self.kernel):
+            rng = np.random.default_rng(seed)
+            for _ in range(30):
+                clusters = rng.choice(CLUSTERS, 3, replace=False).tolist()
+                decision = host.recommend("films", user=User(clusters=clusters), k=3)
+                host.reward(decision, decision.items[0].id, float(rng.random()))
+            host.now_ms += 10_000
+            host.outbox.flush()
+            host.learn()
+            host.follow()
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "explore": {},
+    "exploit": {"mode": "exploit", "alpha": 0.0},
+    "thompson": {"mode": "thompson"},
+    "mixed": {"explore_share": 0.4},
+    "randomized": {"randomize_top": 7},
+    "fresh first": {"fresh": "first", "fresh_share": 0.3},
+    "forgetting": {"half_life_s": 60.0},
+}
+
+
+@pytest.fixture(scope="module", params=[(way, shards) for way in WAYS for shards in (1, 5)], ids=str)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    way, shards = request.param
+    made = Pair(tmp_path_factory.mktemp("pair"), shards, **WAYS[way])
+    made.learn(1)
+    return made
+
+
+NUMBERS = st.floats(0, 3) | st.integers(0, 9) | st.sampled_from([1e-300, 1e300, 1e308])
+CONTEXTS = st.lists(st.integers(0, CLUSTERS - 1), min_size=1, max_size=CLUSTERS, unique=True).flatmap(
+    lambda clusters: st.fixed_dictionaries(
+        {"clusters": st.just(clusters)},
+        optional={"weights": st.lists(NUMBERS, min_size=len(clusters), max_size=len(clusters))},
+    )
+)
+ODD_USERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "embedding": st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=DIM + 1),
+        "clusters": st.lists(st.integers(0, CLUSTERS + 1), min_size=1, max_size=5),
+        "weights": st.lists(NUMBERS, max_size=4),
+        "segment": st.just("all"),
+    },
+)
+EMBEDDINGS = st.fixed_dictionaries({"embedding": st.lists(st.floats(-3, 3, width=32), min_size=DIM, max_size=DIM)})
+LISTS = st.lists(st.sampled_from([*IDS, "nobody"]), max_size=20)
+QUERIES = st.fixed_dictionaries(
+    {"policy": st.just("films"), "user": CONTEXTS | CONTEXTS | EMBEDDINGS | ODD_USERS, "k": st.integers(1, 20)},
+    optional={
+        "mode": st.sampled_from(["explore", "exploit", "thompson"]),
+        "exclude": LISTS,
+        "candidates": LISTS | st.none(),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(query=QUERIES)
+def test_any_query(pair: Pair, query: dict[str, Any]) -> None:
+    pair.same(msgspec.convert(query, RecommendRequest))
+
+
+def payload_of(answer: bytes | None) -> bytes:
+    assert answer is not None
+    return urlsafe_b64decode(msgspec.json.decode(answer)["decision_id"] + "==")
+
+
+def usual(**more: Any) -> RecommendRequest:
+    return RecommendRequest("films", User(clusters=[3, 1, 7], weights=[0.2, 0.5, 0.3]), **{"k": 5} | more)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Pair:
+    return Pair(tmp_path, 3)
+
+
+def test_usual_queries_are_answered_by_the_kernel(pair: Pair) -> None:
+    for more in ({}, {"mode": "exploit"}, {"exclude": IDS[:3]}, {"candidates": IDS[:50]}, {"k": 20}):
+        assert pair.same(usual(**more)) is not None
+    for user in (User(clusters=[0]), User(embedding=[0.3, -0.2, 0.9, 0.1])):
+        assert pair.same(RecommendRequest("films", user, 4)) is not None
+
+
+def test_changes_of_the_catalog_are_seen(one: Pair) -> None:
+    before = one.same(usual())
+    assert before is not None
+    shown = msgspec.json.decode(before)["items"][0]["id"]
+    for host in (one.steps, one.kernel):
+        host.follow(ItemPut("films", shown, paused=True))
+    after = one.same(usual())
+    assert after is not None
+    assert shown not in [item["id"] for item in msgspec.json.decode(after)["items"]]
+
+
+def test_another_key_signs(one: Pair) -> None:
+    first = one.same(usual())
+    for host in (one.steps, one.kernel):
+        host.follow(KeyAdd(1, "22" * 32, host.now_ms))
+        host.now_ms += 60_000
+        host.views.choose_key()
+    second = one.same(usual())
+    assert [payload_of(each)[1] for each in (first, second)] == [0, 1]
+
+
+def test_a_full_outbox_leaves_decisions_to_the_steps(one: Pair) -> None:
+    for host in (one.steps, one.kernel):
+        host.outbox.fill[1] = host.outbox.fill[0] + 300  # room for one event only
+    assert one.same(usual()) is None
+
+
+def test_what_a_worker_can_take_for_one_answer_is_bounded(tmp_path: Path) -> None:
+    ids = tuple(f"{i}-" + "x" * 490 for i in range(200))
+    long = Graph(np.ones((1, 1), np.float32), np.array([0, 200]), np.arange(200, dtype=np.uint32), ids)
+    one = Pair(tmp_path, 1)
+    for host in (one.steps, one.kernel):
+        host.diag("long", long, clusters_per_user=1)
+    short, whole = (RecommendRequest("long", User(clusters=[0]), k) for k in (40, 200))
+    assert one.same(short) is not None
+    assert one.same(whole) is None
+
+
+def test_its_decisions_are_learned(one: Pair) -> None:
+    answer = one.same(usual())
+    assert answer is not None
+    host, decision = one.kernel, msgspec.json.decode(answer, type=Decision)
+    host.outbox.flush()
+    assert host.reward(decision, decision.items[0].id, 1.0).reason is None
+    host.follow()
+    assert host.outcomes(2) == {"applied": 1, "decisions_explore": 1}
