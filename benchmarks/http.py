@@ -2,7 +2,8 @@
 
     recommend     ten items out of the 1,000 or 5,000 edges of ten clusters, closed loop of 32 connections: by the hot
                   path, by a FastAPI route with pydantic models that does all the same, and by the ordinary route of a
-                  server without the hot path, beside a raw ASGI app that returns a constant of the same size
+                  server without the hot path, beside a raw ASGI app that returns a constant of the same size;
+                  for comparison also with embeddings (200 clusters, 2,000 items) and from a bank of eight arms
     open          the same by the hot path and by the constant app in an open loop of 64 connections, each at half and
                   at 80 % of its own closed loop's rate: Poisson arrivals, latency from the scheduled time
     other_routes  worker CPU of GET /healthz and GET /v1/policies, with the hot path's protocol over without it
@@ -11,7 +12,8 @@
 Policy and requests: benchmarks.baselines; thousands of requests take turns, no two alike. Runs are brief and in turns,
 medians and quartiles are given, ratios are of one round (benchmarks.measuring). Unless --unpinned, the worker (or the
 constant app) has core 0 for itself, and core 1 is the load generator's, the agent's and the learner's: one worker on
-two cores. `two_workers` is never pinned. CPU for each answer is what the process used, so it depends least on who else
+two cores. There the generator goes before the two where it may (as root: `generator_first`), since clients are on other
+machines. `two_workers` is never pinned. CPU for each answer is what the process used, so it depends least on who else
 is at work; `others_cores` says how many cores others had meanwhile, and a rate holds only where that is near zero.
 """
 
@@ -20,20 +22,26 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from benchmarks import pydantic_route
 from benchmarks.baselines import Constant, PydanticServer, Slates, answer_size, posts
 from benchmarks.measuring import Measured, Runs, Subject, closed, described, latencies, opened, ratio
-from benchmarks.processes import parts, pin, pinned_here
+from benchmarks.processes import generating, parts, pin
 from loadtest.client import Address
 from loadtest.fast import Requests
 from loadtest.users import set_up
-from loadtest.worlds import headlines
+from loadtest.worlds import Taste, films, headlines
 from server.launch import ServerProcess
 
 WIDTHS = (100, 500)
 CONNECTIONS, CONNECTIONS_OPEN = 32, 64
 SHARES = (0.5, 0.8)
 PATH = "/v1/recommend"
+
+
+Processes = dict[str, list[int]]
 
 
 class Plan:
@@ -48,7 +56,7 @@ class Plan:
     def core(self) -> int | None:
         return 1 if self.pinned else None
 
-    def place(self, processes: Mapping[str, list[int]]) -> None:
+    def place(self, processes: Processes) -> None:
         """Workers on core 0, everything else beside the generator on core 1."""
         for part, pids in processes.items() if self.pinned else ():
             pin(pids, 0 if part == "worker" else 1)
@@ -56,6 +64,21 @@ class Plan:
 
 def edges(slates: Slates) -> str:
     return f"{slates.edges:,} edges"
+
+
+async def _others(server: ServerProcess, processes: Processes) -> list[Subject]:
+    """Requests of other kinds: an embedding, whose clusters are to be found, and a segment of a K-armed policy."""
+    taste = Taste.draw(np.random.default_rng(0), items=2000, groups=200, dim=32)
+    made = []
+    for name, world in (
+        ("1,000 edges, embedding", films(taste, k=10, width=100, window_s=1800, clusters_per_user=10)),
+        ("a bank of 8 arms", headlines(window_s=1800)),
+    ):
+        await set_up(server.url, world)
+        head = b'{"policy":%b,"k":%d,"user":' % (msgspec.json.encode(world.policy), world.k)
+        bodies = [b"%b%b}" % (head, user) for user in world.users]
+        made.append(Subject(name, server.url, posts(server.url, PATH, bodies), processes))
+    return made
 
 
 async def recommend(plan: Plan) -> dict[str, Any]:
@@ -79,10 +102,12 @@ async def recommend(plan: Plan) -> dict[str, Any]:
                 fast.append(Subject(name, ours.url, posts(ours.url, PATH, of), processes["ours"]))
                 for kind, path in (("pydantic", pydantic_route.PATH), ("ordinary", PATH)):
                     slow.append(Subject(f"{name}, {kind}", plain.url, posts(plain.url, path, of), processes["plain"]))
-            with pinned_here(plan.core):
+            slow += await _others(ours, processes["ours"])
+            with generating(plan.core) as first:
                 runs = closed([base, *fast, *slow], plan.rounds, plan.seconds, CONNECTIONS)
                 return {
                     "answer_bytes": size,
+                    "generator_first": first,
                     "recommend": {name: of_closed(name, runs) for name in runs},
                     "open": {str(share): _open(plan, [base, *fast], runs, share) for share in SHARES},
                 }
@@ -133,7 +158,7 @@ async def other_routes(plan: Plan) -> dict[str, Any]:
                 get = Requests.of([Address.of(server.url).request("GET", path)])
                 subjects.append(Subject(f"{path} {kind}", server.url, get, processes))
         subjects.sort(key=lambda subject: subject.name)  # what is compared comes one after the other
-        with pinned_here(plan.core):
+        with generating(plan.core):
             runs = closed(subjects, plan.rounds, 2 * plan.seconds, CONNECTIONS)
     return {
         path: {
@@ -220,7 +245,9 @@ def _open_lines(name: str, row: dict[str, Any]) -> Iterator[str]:
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """The figures for people: median (quartiles)."""
-    yield f"closed loop of {CONNECTIONS} connections, answers of {found['answer_bytes']} bytes"
+    how = "pinned" if found["pinned"] else "not pinned"
+    how += ", the generator before all others" if found["generator_first"] else ""
+    yield f"closed loop of {CONNECTIONS} connections, answers of {found['answer_bytes']} bytes; {how}"
     for name, row in found["recommend"].items():
         yield from _closed_lines(name, row)
     for share, rows in found["open"].items():

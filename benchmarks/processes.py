@@ -49,14 +49,23 @@ def pin(pids: Iterable[int], core: int) -> None:
 
 
 @contextlib.contextmanager
-def pinned_here(core: int | None) -> Iterator[None]:
-    """This process on one core, for a `with` block; None: wherever the kernel puts it."""
-    before = os.sched_getaffinity(0)
+def generating(core: int | None) -> Iterator[bool]:
+    """This process as the load generator on one core, for a `with` block; None: wherever the kernel puts it.
+
+    On its core it goes before all others (SCHED_FIFO), as clients on other machines would not wait for our agent and
+    learner either; whether that was allowed (it takes root) is what the block gets.
+    """
+    before, first = os.sched_getaffinity(0), False
     if core is not None:
         os.sched_setaffinity(0, {core})
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            first = True
     try:
-        yield
+        yield first
     finally:
+        if first:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.sched_setaffinity(0, before)
 
 
