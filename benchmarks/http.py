@@ -1,4 +1,4 @@
-"""What recommending over HTTP costs: `python -m benchmarks.http [--quick] [--unpinned]`.
+"""What recommending over HTTP costs: `python -m benchmarks.http [--quick] [--unpinned] [PART ...]`.
 
     recommend     ten items out of the 1,000 or 5,000 edges of ten clusters, closed loop of 32 connections: by the hot
                   path, by a FastAPI route with pydantic models that does all the same, and by the ordinary route of a
@@ -19,7 +19,7 @@ is at work; `others_cores` says how many cores others had meanwhile, and a rate 
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,6 +38,7 @@ from server.launch import ServerProcess
 WIDTHS = (100, 500)
 CONNECTIONS, CONNECTIONS_OPEN = 32, 64
 SHARES = (0.5, 0.8)
+PARTS = ("recommend", "other_routes", "two_workers")
 PATH = "/v1/recommend"
 
 
@@ -189,9 +190,14 @@ async def two_workers(plan: Plan) -> dict[str, Any]:
     }
 
 
-async def _run(plan: Plan) -> dict[str, Any]:
-    found = await recommend(plan)
-    found |= {"other_routes": await other_routes(plan), "two_workers": await two_workers(plan)}
+async def _run(plan: Plan, only: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "recommend" in only:
+        found |= await recommend(plan)
+    if "other_routes" in only:
+        found["other_routes"] = await other_routes(plan)
+    if "two_workers" in only:
+        found["two_workers"] = await two_workers(plan)
     return found | {"pinned": plan.pinned, "errors": _errors(found)}
 
 
@@ -202,11 +208,11 @@ def _errors(found: Any) -> int:
     return sum(value if key == "errors" else _errors(value) for key, value in found.items())
 
 
-def run(quick: bool = False, pinned: bool = True) -> dict[str, Any]:
-    """All four parts."""
+def run(quick: bool = False, pinned: bool = True, only: Sequence[str] = PARTS) -> dict[str, Any]:
+    """All parts, or only these of PARTS; the open loops belong to recommend."""
     import uvloop
 
-    return uvloop.run(_run(Plan(quick, pinned)))
+    return uvloop.run(_run(Plan(quick, pinned), only))
 
 
 def _shown(value: Mapping[str, float], form: str = ".2f") -> str:
@@ -245,31 +251,35 @@ def _open_lines(name: str, row: dict[str, Any]) -> Iterator[str]:
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """The figures for people: median (quartiles)."""
-    how = "pinned" if found["pinned"] else "not pinned"
-    how += ", the generator before all others" if found["generator_first"] else ""
-    yield f"closed loop of {CONNECTIONS} connections, answers of {found['answer_bytes']} bytes; {how}"
-    for name, row in found["recommend"].items():
-        yield from _closed_lines(name, row)
-    for share, rows in found["open"].items():
+    if "recommend" in found:
+        how = "pinned" if found["pinned"] else "not pinned"
+        how += ", the generator before all others" if found["generator_first"] else ""
+        yield f"closed loop of {CONNECTIONS} connections, answers of {found['answer_bytes']} bytes; {how}"
+        for name, row in found["recommend"].items():
+            yield from _closed_lines(name, row)
+    for share, rows in found.get("open", {}).items():
         yield f"open loop of {CONNECTIONS_OPEN} connections at {share} of its own rate, us from the scheduled time"
         for name, row in rows.items():
             yield from _open_lines(name, row)
-    yield "worker CPU of what is not hot, us"
-    for path, row in found["other_routes"].items():
+    for path, row in found.get("other_routes", {}).items():
         hot, plain = (_shown(row[kind]["worker_cpu_us"], ".1f") for kind in ("hot", "plain"))
-        yield f"  GET {path:<18} {hot}, without the hot path {plain}: times {_shown(row['cpu_of_no_hot_path'], '.3f')}"
-    row = found["two_workers"]
-    one, two = (_shown(row[name]["worker_cpu_us"], ".1f") for name in ("one", "two"))
-    yield f"worker CPU of a recommendation by two workers {two}, by one {one}: times {_shown(row['cpu_of_one'])}"
+        yield f"worker CPU of GET {path} {hot} us, without the hot path {plain}"
+        yield f"      times {_shown(row['cpu_of_no_hot_path'], '.3f')}"
+    if row := found.get("two_workers"):
+        one, two = (_shown(row[name]["worker_cpu_us"], ".1f") for name in ("one", "two"))
+        yield f"worker CPU of a recommendation by two workers {two} us, by one {one}: times {_shown(row['cpu_of_one'])}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", metavar="PART", help=f"which; all unless given: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--unpinned", action="store_true", help="leave it to the kernel which core does what")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
-    found = run(arguments.quick, not arguments.unpinned)
+    if unknown := set(arguments.only) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    found = run(arguments.quick, not arguments.unpinned, arguments.only or PARTS)
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
