@@ -27,6 +27,7 @@ NAMES = (
     "router",
     "scale",
     "http",
+    "rewards",
     "freshness",
     "startup",
 )

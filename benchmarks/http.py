@@ -1,271 +1,289 @@
-"""What HTTP costs: `python -m benchmarks.http [--quick] [--workers N]`.
+"""What recommending over HTTP costs: `python -m benchmarks.http [--quick] [--unpinned] [PART ...]`.
 
-    feedback    durable rewards a second in bulk requests of 500; each is in the log (fsync) before its 202
-    recommend   answers a second and server CPU an answer, by the hot path and by the ordinary route of a server without
-                it, beside a raw ASGI app that returns a constant of the same size, all by uvicorn, in turns
+    recommend     ten items out of the 1,000 or 5,000 edges of ten clusters, closed loop of 32 connections: by the hot
+                  path, by a FastAPI route with pydantic models that does all the same, and by the ordinary route of a
+                  server without the hot path, beside a raw ASGI app that returns a constant of the same size;
+                  for comparison also with embeddings (200 clusters, 2,000 items) and from a bank of eight arms
+    open          the same by the hot path and by the constant app in an open loop of 64 connections, each at half and
+                  at 80 % of its own closed loop's rate: Poisson arrivals, latency from the scheduled time
+    other_routes  worker CPU of GET /healthz and GET /v1/policies, with the hot path's protocol over without it
+    two_workers   worker CPU of a recommendation by a server of two workers over that by a server of one
 
-The load comes from the same two cores; `server_cpu_us` (user and system time of the server's processes for each
-answer) does not depend on how fast the load is, so its ratio is the steadier one.
+Policy and requests: benchmarks.baselines; thousands of requests take turns, no two alike. Runs are brief and in turns,
+medians and quartiles are given, ratios are of one round (benchmarks.measuring). Unless --unpinned, the worker (or the
+constant app) has core 0 for itself, and core 1 is the load generator's, the agent's and the learner's: one worker on
+two cores. There the generator goes before the two where it may (as root: `generator_first`), since clients are on other
+machines. `two_workers` is never pinned. CPU for each answer is what the process used, so it depends least on who else
+is at work; `others_cores` says how many cores others had meanwhile, and a rate holds only where that is near zero.
 """
 
 import argparse
-import asyncio
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from loadtest.client import Address, Answer, Connection, Unreachable, Wire
-from loadtest.users import server_outcomes, set_up, settled_outcomes
-from loadtest.worlds import Taste, World, films, headlines
-from server.launch import ServerProcess, free_port
+from benchmarks import pydantic_route
+from benchmarks.baselines import Constant, PydanticServer, Slates, answer_size, posts
+from benchmarks.measuring import Measured, Runs, Subject, closed, described, latencies, opened, ratio
+from benchmarks.processes import generating, parts, pin
+from loadtest.client import Address
+from loadtest.fast import Requests
+from loadtest.users import set_up
+from loadtest.worlds import Taste, films, headlines
+from server.launch import ServerProcess
 
-REWARDS_BAR = 50_000  # durable rewards a second
-BULK = 500
-SLATE = 10
-CONNECTIONS = 32
-
-CONSTANT = """
-ITEM = b'{"id":"film123","score":0.123456,"propensity":0.1}'
-BODY = b'{"decision_id":"' + b"x" * 220 + b'","items":[' + b",".join([ITEM] * 10) + b']}'
-HEAD = {"type": "http.response.start", "status": 200,
-        "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]}
-
-async def app(scope, receive, send):
-    if scope["type"] == "http":
-        while (await receive()).get("more_body"):
-            pass
-        await send(HEAD)
-        await send({"type": "http.response.body", "body": BODY})
-"""
+WIDTHS = (100, 500)
+CONNECTIONS, CONNECTIONS_OPEN = 32, 64
+SHARES = (0.5, 0.8)
+PARTS = ("recommend", "other_routes", "two_workers")
+PATH = "/v1/recommend"
 
 
-@dataclass
-class Hammered:
-    """What a closed loop of some seconds did."""
+Processes = dict[str, list[int]]
 
-    answers: int
-    errors: int
-    seconds: float
-    server_cpu_s: float
+
+class Plan:
+    """How long to measure."""
+
+    def __init__(self, quick: bool, pinned: bool) -> None:
+        self.pinned = pinned
+        self.rounds, self.seconds = (5, 0.3) if quick else (15, 0.5)
+        self.open_rounds, self.open_seconds = (3, 1.0) if quick else (7, 3.0)
 
     @property
-    def rate(self) -> float:
-        return self.answers / self.seconds
+    def core(self) -> int | None:
+        return 1 if self.pinned else None
 
-    @property
-    def cpu_us(self) -> float:
-        return self.server_cpu_s / max(1, self.answers) * 1e6
-
-
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of processes so far."""
-    ticks = 0
-    for pid in pids:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        ticks += sum(int(x) for x in stat[stat.rindex(")") + 2 :].split()[11:13])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    def place(self, processes: Processes) -> None:
+        """Workers on core 0, everything else beside the generator on core 1."""
+        for part, pids in processes.items() if self.pinned else ():
+            pin(pids, 0 if part == "worker" else 1)
 
 
-async def hammer(
-    url: str, requests: Sequence[bytes], pids: Sequence[int], *, connections: int, seconds: float, once: bool = False
-) -> Hammered:
-    """Every connection sends the next request as soon as the last is answered; `once`: until all were sent."""
-    address, turn, done = Address.of(url), 0, asyncio.Event()
-    result = Hammered(0, 0, 0.0, 0.0)
-    wires: list[Wire] = []
-    busy = connections
-
-    def answered(wire: Wire, answer: Answer) -> None:
-        nonlocal turn, busy
-        if 200 <= answer.status < 300:
-            result.answers += 1
-        else:
-            result.errors += 1
-        if time.monotonic() < end and not (once and turn >= len(requests)):
-            wire.send(requests[turn % len(requests)])
-            turn += 1
-        else:
-            busy -= 1
-            if not busy:
-                done.set()
-
-    def lost(_: Wire) -> None:
-        if not done.is_set():
-            done.set()
-            result.errors += 1
-
-    for _ in range(connections):
-        wires.append(await address.connect(lambda: Wire(answered, lost)))
-    cpu, start = cpu_seconds(pids), time.monotonic()
-    end = start + seconds
-    for wire in wires:
-        wire.send(requests[turn % len(requests)])
-        turn += 1
-    await done.wait()
-    result.seconds = time.monotonic() - start
-    result.server_cpu_s = cpu_seconds(pids) - cpu
-    for wire in wires:
-        wire.close()
-    await asyncio.sleep(0)
-    return result
+def edges(slates: Slates) -> str:
+    return f"{slates.edges:,} edges"
 
 
-async def decisions(url: str, world: World, n: int) -> list[tuple[str, list[str]]]:
-    """Some (decision id, items shown), asked for in batches."""
-    rng = np.random.default_rng(1)
-    found: list[tuple[str, list[str]]] = []
-    async with Connection(Address.of(url)) as connection:
-        while len(found) < n:
-            users = rng.integers(len(world.users), size=min(200, n - len(found)))
-            asks = [{"policy": world.policy, "user": msgspec.Raw(world.users[u]), "k": world.k} for u in users]
-            body = msgspec.json.encode({"requests": asks})
-            answer: Any = await connection.request("POST", "/v1/recommend/batch", body, timeout_s=60)
-            if answer.status != 200:
-                raise Unreachable(f"POST /v1/recommend/batch answered {answer.status}: {answer.body[:500]!r}")
-            found += [(d["decision_id"], [item["id"] for item in d["items"]]) for d in answer.json()["results"]]
+async def _others(server: ServerProcess, processes: Processes) -> list[Subject]:
+    """Requests of other kinds: an embedding, whose clusters are to be found, and a segment of a K-armed policy."""
+    taste = Taste.draw(np.random.default_rng(0), items=2000, groups=200, dim=32)
+    made = []
+    for name, world in (
+        ("1,000 edges, embedding", films(taste, k=10, width=100, window_s=1800, clusters_per_user=10)),
+        ("a bank of 8 arms", headlines(window_s=1800)),
+    ):
+        await set_up(server.url, world)
+        head = b'{"policy":%b,"k":%d,"user":' % (msgspec.json.encode(world.policy), world.k)
+        bodies = [b"%b%b}" % (head, user) for user in world.users]
+        made.append(Subject(name, server.url, posts(server.url, PATH, bodies), processes))
+    return made
+
+
+async def recommend(plan: Plan) -> dict[str, Any]:
+    """Closed and open loops: {"recommend": ..., "open": ...}."""
+    worlds = [Slates(width) for width in WIDTHS]
+    with ServerProcess() as ours, PydanticServer() as plain:
+        for server in (ours, plain):
+            await server.ready()
+        for slates in worlds:
+            await slates.put(ours.url, plain.url)
+        bodies = {slates: slates.bodies() for slates in worlds}
+        size = await answer_size(ours.url, PATH, bodies[worlds[0]])
+        async with Constant.running(size) as constant:
+            processes = {"ours": parts(ours.pids()), "plain": parts(plain.pids()), "base": {"worker": [constant.pid]}}
+            for each in processes.values():
+                plan.place(each)
+            base = Subject("constant", constant.url, posts(constant.url, "/", bodies[worlds[0]]), processes["base"])
+            fast, slow = [], []
+            for slates in worlds:
+                name, of = edges(slates), bodies[slates]
+                fast.append(Subject(name, ours.url, posts(ours.url, PATH, of), processes["ours"]))
+                for kind, path in (("pydantic", pydantic_route.PATH), ("ordinary", PATH)):
+                    slow.append(Subject(f"{name}, {kind}", plain.url, posts(plain.url, path, of), processes["plain"]))
+            slow += await _others(ours, processes["ours"])
+            with generating(plan.core) as first:
+                runs = closed([base, *fast, *slow], plan.rounds, plan.seconds, CONNECTIONS)
+                return {
+                    "answer_bytes": size,
+                    "generator_first": first,
+                    "recommend": {name: of_closed(name, runs) for name in runs},
+                    "open": {str(share): _open(plan, [base, *fast], runs, share) for share in SHARES},
+                }
+
+
+def of_closed(name: str, runs: Runs) -> dict[str, Any]:
+    """A subject's figures, over the constant app's and over those of the pydantic route."""
+    own, base = runs[name], runs["constant"]
+    found = described(own) | {
+        "rate_of_constant": ratio(own, base, lambda run: run.rate),
+        "constant_cpu_of_this": ratio(base, own, lambda run: run.worker_us),
+    }
+    if rival := runs.get(f"{name}, pydantic"):
+        found["times_pydantic"] = ratio(own, rival, lambda run: run.rate)
+        found["pydantic_cpu_of_this"] = ratio(rival, own, lambda run: run.worker_us)
     return found
 
 
-async def feedback(server: ServerProcess, world: World, rewards: int) -> dict[str, Any]:
-    """Durable rewards a second in bulk requests; then whether each was counted once."""
-    await set_up(server.url, world)
-    made = await decisions(server.url, world, -(-rewards // world.k))
-    rows = [{"decision_id": d, "item": item, "reward": 1} for d, items in made for item in items]
-    address = Address.of(server.url)
-    bodies = [msgspec.json.encode({"feedback": rows[i : i + BULK]}) for i in range(0, len(rows), BULK)]
-    requests = [address.request("POST", "/v1/feedback", body) for body in bodies]
-    before = await server_outcomes(server.url)
-    run = await hammer(server.url, requests, server.pids(), connections=4, seconds=600, once=True)
-    acknowledged = time.monotonic()
-    after = await settled_outcomes(server.url, before, len(rows))
-    counts = after - before
+def _open(plan: Plan, subjects: list[Subject], saturated: Runs, share: float) -> dict[str, Any]:
+    rates = {s.name: share * described(saturated[s.name])["answers_per_s"]["median"] for s in subjects}
+    runs = opened(subjects, rates, plan.open_rounds, plan.open_seconds, CONNECTIONS_OPEN)
+
+    def over(name: str, percent: float) -> dict[str, float]:
+        def latency(run: Measured) -> float:
+            return run.outcome.latency_us(percent)
+
+        return ratio(runs[name], runs["constant"], latency)
+
     return {
-        "rewards": len(rows),
-        "rewards_per_s": len(rows) / run.seconds if not run.errors else 0.0,
-        "errors": run.errors,
-        "request_kb": len(bodies[0]) / 1e3,
-        "server_cpu_us_per_reward": run.server_cpu_s / len(rows) * 1e6,
-        "settled_after_s": time.monotonic() - acknowledged,
-        "applied": counts["applied"],
-        "each_applied_once": counts == {"applied": len(rows)},
+        name: {"rate": rates[name]}
+        | described(own)
+        | latencies(own)
+        | {"p50_of_constant": over(name, 50), "p99_of_constant": over(name, 99)}
+        for name, own in runs.items()
     }
 
 
-def asks(url: str, world: World, path: str = "/v1/recommend") -> list[bytes]:
-    address = Address.of(url)
-    bodies = [
-        b'{"policy":%b,"user":%b,"k":%d}' % (msgspec.json.encode(world.policy), user, world.k)
-        for user in world.users[:500]
-    ]
-    return [address.request("POST", path, body) for body in bodies]
-
-
-async def recommend(
-    server: ServerProcess, ordinary: ServerProcess, worlds: Sequence[World], rounds: int, seconds: float
-) -> dict[str, Any]:
-    """Answers a second of each world's policy by both servers and of the constant app, in turns; medians and ratios."""
-    for world in worlds:
-        await set_up(server.url, world)
-        await set_up(ordinary.url, world)
-    port = free_port()
-    command = [sys.executable, "-c", CONSTANT + f"\nimport uvicorn\nuvicorn.run(app, port={port}, log_level='warning')"]
-    with subprocess.Popen(command) as constant:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            await _listening(url)
-            subjects = {"constant": (url, asks(url, worlds[0], "/"), [constant.pid])}
-            for world in worlds:
-                for name, to in ((world.policy, server), (f"{world.policy}, ordinary", ordinary)):
-                    subjects[name] = (to.url, asks(to.url, world), to.pids())
-            runs: dict[str, list[Hammered]] = {name: [] for name in subjects}
-            for _ in range(rounds):
-                for name, (url, requests, pids) in subjects.items():
-                    runs[name].append(await hammer(url, requests, pids, connections=CONNECTIONS, seconds=seconds))
-        finally:
-            constant.terminate()
-    base = runs["constant"]
+async def other_routes(plan: Plan) -> dict[str, Any]:
+    """Worker CPU of routes that are not hot, with the hot path's protocol and without."""
+    with ServerProcess() as hot, ServerProcess(["--no-hot-path"]) as plain:
+        subjects = []
+        for kind, server in (("hot", hot), ("plain", plain)):
+            await server.ready()
+            await set_up(server.url, headlines(window_s=1800))
+            processes = parts(server.pids())
+            plan.place(processes)
+            for path in ("/healthz", "/v1/policies"):
+                get = Requests.of([Address.of(server.url).request("GET", path)])
+                subjects.append(Subject(f"{path} {kind}", server.url, get, processes))
+        subjects.sort(key=lambda subject: subject.name)  # what is compared comes one after the other
+        with generating(plan.core):
+            runs = closed(subjects, plan.rounds, 2 * plan.seconds, CONNECTIONS)
     return {
-        name: {
-            "answers_per_s": median(r.rate for r in found),
-            "server_cpu_us": median(r.cpu_us for r in found),
-            "errors": sum(r.errors for r in found),
-            "rate_of_constant": median(r.rate / b.rate for r, b in zip(found, base, strict=True)),
-            "constant_cpu_of_this": median(b.cpu_us / r.cpu_us for r, b in zip(found, base, strict=True)),
+        path: {
+            "cpu_of_no_hot_path": ratio(runs[f"{path} hot"], runs[f"{path} plain"], lambda run: run.worker_us),
+            "hot": described(runs[f"{path} hot"]),
+            "plain": described(runs[f"{path} plain"]),
         }
-        for name, found in runs.items()
+        for path in ("/healthz", "/v1/policies")
     }
 
 
-async def _listening(url: str) -> None:
-    for _ in range(1000):
-        try:
-            async with Connection(Address.of(url)) as connection:
-                await connection.request("GET", "/")
-                return
-        except Unreachable:
-            await asyncio.sleep(0.01)
-    raise Unreachable(f"nobody listens at {url}")
-
-
-async def _run(quick: bool, workers: int) -> dict[str, Any]:
-    taste = Taste.draw(np.random.default_rng(0), items=2000, groups=200, dim=32)
-    slate = films(taste, k=SLATE, width=100, window_s=1800, clusters_per_user=10)
-    arms = headlines(window_s=1800)
-    flags = ["--workers", str(workers)]
-    with ServerProcess(flags) as server, ServerProcess([*flags, "--no-hot-path"]) as ordinary:
-        await server.ready()
-        await ordinary.ready()
-        rounds, seconds = (3, 1.0) if quick else (7, 2.0)
-        rates = await recommend(server, ordinary, [slate, arms], rounds, seconds)
-        ordinary.stop()
-        bulk = [await feedback(server, slate, 50_000 if quick else 250_000) for _ in range(1 if quick else 3)]
-    bulk.sort(key=lambda found: found["rewards_per_s"])
+async def two_workers(plan: Plan) -> dict[str, Any]:
+    """Worker CPU of a recommendation, two workers and one."""
+    slates = Slates(WIDTHS[0])
+    with ServerProcess() as one, ServerProcess(["--workers", "2"]) as two:
+        for server in (one, two):
+            await server.ready()
+            await slates.put(server.url)
+        bodies = slates.bodies()
+        subjects = [
+            Subject(name, server.url, posts(server.url, PATH, bodies), parts(server.pids()))
+            for name, server in (("one", one), ("two", two))
+        ]
+        runs = closed(subjects, plan.rounds, 2 * plan.seconds, CONNECTIONS_OPEN)
     return {
-        "workers": workers,
-        "feedback": bulk[len(bulk) // 2] | {"bar_rewards_per_s": REWARDS_BAR},
-        "all_applied_once": all(found["each_applied_once"] for found in bulk),
-        "recommend": rates,
+        "cpu_of_one": ratio(runs["two"], runs["one"], lambda run: run.worker_us),
+        **{name: described(found) for name, found in runs.items()},
     }
 
 
-def run(quick: bool = False, workers: int = 1) -> dict[str, Any]:
-    """Both parts; feedback's figures are of the median of three runs."""
+async def _run(plan: Plan, only: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "recommend" in only:
+        found |= await recommend(plan)
+    if "other_routes" in only:
+        found["other_routes"] = await other_routes(plan)
+    if "two_workers" in only:
+        found["two_workers"] = await two_workers(plan)
+    return found | {"pinned": plan.pinned, "errors": _errors(found)}
+
+
+def _errors(found: Any) -> int:
+    """All that is called errors, wherever it stands."""
+    if not isinstance(found, dict):
+        return 0
+    return sum(value if key == "errors" else _errors(value) for key, value in found.items())
+
+
+def run(quick: bool = False, pinned: bool = True, only: Sequence[str] = PARTS) -> dict[str, Any]:
+    """All parts, or only these of PARTS; the open loops belong to recommend."""
     import uvloop
 
-    return uvloop.run(_run(quick, workers))
+    return uvloop.run(_run(Plan(quick, pinned), only))
+
+
+def _shown(value: Mapping[str, float], form: str = ".2f") -> str:
+    return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
+def _closed_lines(name: str, row: dict[str, Any]) -> Iterator[str]:
+    cores = {part: row[f"{part}_cores"]["median"] for part in ("worker", "generator", "others")}
+    cpu = {part: row[f"{part}_cpu_us"]["median"] for part in ("agent", "learner")}
+    yield (
+        f"  {name:<22} {_shown(row['answers_per_s'], ',.0f')}/s; CPU us: worker {_shown(row['worker_cpu_us'], '.1f')}, "
+        f"agent {cpu['agent']:.1f}, learner {cpu['learner']:.1f}"
+    )
+    yield (
+        f"      of the constant's rate {_shown(row['rate_of_constant'])}, by CPU {_shown(row['constant_cpu_of_this'])};"
+        f" cores: worker {cores['worker']:.2f}, generator {cores['generator']:.2f}, others {cores['others']:.2f};"
+        f" errors {row['errors']}"
+    )
+    if "times_pydantic" in row:
+        times, cpu_times = row["times_pydantic"], row["pydantic_cpu_of_this"]
+        yield f"      times the pydantic route's rate {_shown(times)}, by CPU {_shown(cpu_times)}"
+
+
+def _open_lines(name: str, row: dict[str, Any]) -> Iterator[str]:
+    late = [row[f"generator_late_p{q}_us"]["median"] for q in (50, 99)]
+    yield (
+        f"  {name:<22} {row['rate']:,.0f}/s: p50 {_shown(row['p50_us'], ',.0f')}, p99 {_shown(row['p99_us'], ',.0f')},"
+        f" p99.9 {row['p99.9_us']['median']:,.0f}"
+    )
+    yield (
+        f"      of the constant's p50 {_shown(row['p50_of_constant'])}, p99 {_shown(row['p99_of_constant'])}; generator"
+        f" late p50 {late[0]:,.0f}, p99 {late[1]:,.0f}; others {row['others_cores']['median']:.2f} cores;"
+        f" errors {row['errors']}"
+    )
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """The figures for people: median (quartiles)."""
+    if "recommend" in found:
+        how = "pinned" if found["pinned"] else "not pinned"
+        how += ", the generator before all others" if found["generator_first"] else ""
+        yield f"closed loop of {CONNECTIONS} connections, answers of {found['answer_bytes']} bytes; {how}"
+        for name, row in found["recommend"].items():
+            yield from _closed_lines(name, row)
+    for share, rows in found.get("open", {}).items():
+        yield f"open loop of {CONNECTIONS_OPEN} connections at {share} of its own rate, us from the scheduled time"
+        for name, row in rows.items():
+            yield from _open_lines(name, row)
+    for path, row in found.get("other_routes", {}).items():
+        hot, plain = (_shown(row[kind]["worker_cpu_us"], ".1f") for kind in ("hot", "plain"))
+        yield f"worker CPU of GET {path} {hot} us, without the hot path {plain}"
+        yield f"      times {_shown(row['cpu_of_no_hot_path'], '.3f')}"
+    if row := found.get("two_workers"):
+        one, two = (_shown(row[name]["worker_cpu_us"], ".1f") for name in ("one", "two"))
+        yield f"worker CPU of a recommendation by two workers {two} us, by one {one}: times {_shown(row['cpu_of_one'])}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", metavar="PART", help=f"which; all unless given: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--unpinned", action="store_true", help="leave it to the kernel which core does what")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
-    found = run(arguments.quick, arguments.workers)
+    if unknown := set(arguments.only) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    found = run(arguments.quick, not arguments.unpinned, arguments.only or PARTS)
     if arguments.json:
         print(json.dumps(found, indent=2))
-        return
-    row = found["feedback"]
-    print(
-        f"feedback   {row['rewards_per_s']:,.0f} durable rewards/s in requests of {BULK} (bar {REWARDS_BAR:,}); "
-        f"{row['server_cpu_us_per_reward']:.1f} us of server CPU each; each applied once: {found['all_applied_once']}"
-    )
-    for name, row in found["recommend"].items():
-        print(
-            f"recommend  {name:<19} {row['answers_per_s']:>8,.0f}/s  {row['server_cpu_us']:>7.1f} us CPU  "
-            f"{row['rate_of_constant']:.2f} of the constant app's rate, {row['constant_cpu_of_this']:.2f} by CPU  "
-            f"errors {row['errors']}"
-        )
+    else:
+        print(*lines(found), sep="\n")
 
 
 if __name__ == "__main__":

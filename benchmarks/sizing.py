@@ -33,7 +33,7 @@ class Figure(NamedTuple):
 
 FIGURES = {
     "recommends": Figure(4_900, "/s and worker", "film recommendations over HTTP", "python -m benchmarks.http"),
-    "rewards": Figure(127_000, "/s and worker", "rewards over HTTP, 500 a request", "python -m benchmarks.http"),
+    "rewards": Figure(127_000, "/s and worker", "rewards over HTTP, 500 a request", "python -m benchmarks.rewards"),
     "appended": Figure(220_000, "/s and core", "copies of decisions appended to Kafka", "python -m benchmarks.kafka"),
     "followed": Figure(3_400_000, "cells/s and core", "an agent follows commits", "python -m benchmarks.follow"),
     "cell": Figure(41, "bytes", "a changed cell in the feed, all that comes with it", "python -m benchmarks.follow"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.http import cpu_seconds
+from benchmarks.processes import cpu_seconds
 from loadtest.client import Address, Connection, Unreachable
 from loadtest.users import set_up
 from loadtest.worlds import Taste, World, films, headlines

@@ -48,6 +48,8 @@ class ServerProcess:
     flags: further arguments of `croupier serve`, as on the command line.
     """
 
+    code = CODE
+
     def __init__(
         self, flags: Sequence[str] = (), *, host: str = "127.0.0.1", port: int = 0, data: Path | None = None
     ) -> None:
@@ -82,7 +84,7 @@ class ServerProcess:
 
     def start(self) -> None:
         assert self.process is None
-        command = [sys.executable, "-c", CODE, "serve", "--host", self.host, "--port", str(self.port)]
+        command = [sys.executable, "-c", self.code, "serve", "--host", self.host, "--port", str(self.port)]
         command += ["--data", str(self.data), "--run-dir", str(self.run_folder), *self.flags]
         # What the caller's shell says to servers of theirs (keys, workers) is not meant for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
