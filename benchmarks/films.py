@@ -20,9 +20,9 @@ SEEDS = 16
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """{"bar", "seeds", "rounds", "diag_over_linucb", "policies": {name: mean and p90 of each figure}}."""
+    """{"bar", "seeds", "rounds", "diag_over_linucb", "policies": {name: mean and p90 of each figure}}; or "skipped"."""
     if not FILE.exists():
-        raise FileNotFoundError(f"{FILE} is absent: put the shared data beside the project")
+        return {"skipped": f"no shared/data/{FILE.parent.name}/{FILE.name} beside the project"}
     table = read_ratings(FILE)
     seeds, rounds = (4, 5_000) if quick else (SEEDS, 20_000)
     results = []
@@ -49,7 +49,19 @@ def run(quick: bool = False) -> dict[str, Any]:
         "best_click_rate": float(np.mean([r["best_click_rate"] for r in results])),
         "diag_over_linucb": policies["diag-linucb"]["over_linucb_mean"],
         "policies": policies,
+        "text": text(policies),
     }
+
+
+def text(policies: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    lines = ["| policy | clicks | last twentieth | over full LinUCB, mean (p90) | µs a slate, choosing and learning |"]
+    lines.append("|---" * 5 + "|")
+    for name, row in policies.items():
+        cells = [name, f"{row['click_rate']:.3f}", f"{row['last_click_rate']:.3f}"]
+        cells.append(f"{row['over_linucb_mean']:.3f} ({row['over_linucb_p90']:.3f})")
+        lines.append("| " + " | ".join([*cells, f"{row['us_per_round']:.1f}"]) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -58,6 +70,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
     result = run(arguments.quick)
+    if "skipped" in result:
+        sys.exit(result["skipped"])
     if arguments.json:
         print(json.dumps(result, indent=2))
         return

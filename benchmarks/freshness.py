@@ -90,7 +90,14 @@ async def _run(quick: bool, workers: int, rate: float) -> dict[str, Any]:
         sent = rewards.answered + probe.ledger.expected["applied"]
         counts = await settled_outcomes(server.url, before, sent) - before
     fresh = found.to_dict()
+    lines = {
+        "acknowledged to visible": fresh["acknowledged_to_visible_ms"],
+        "recommend": _short(recommends)["latency_ms"],
+        "feedback": _short(rewards)["latency_ms"],
+    }
+    title = f"Freshness and latency at {rate:,.0f} recommends and rewards a second, {workers} workers"
     return {
+        "plots": [{"title": title, "distributions": lines, "y": "ms", "log": "y", "limit": BAR_MS}],
         "workers": workers,
         "bar_p99_ms": BAR_MS,
         "acknowledged_to_visible": fresh,

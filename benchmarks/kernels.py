@@ -197,8 +197,14 @@ def run_nearest(rounds: int, calls: int, dim: int = 64) -> dict[str, float]:
 def run(quick: bool = False) -> dict[str, Any]:
     """All three tables; `quick` takes fewer rounds."""
     rounds, calls = (5, 200) if quick else (15, 1000)
+    choose = {str(w): run_choose(w, rounds, 1000) for w in BARS}
+    lines = {
+        name: [[K * int(w), row[f"{name}_us"]] for w, row in choose.items()] for name in ("touch", "choose", "serving")
+    }
+    plot = {"title": "Choosing ten items", "series": lines, "x": "edges of the user", "y": "µs a call", "log": "xy"}
     return {
-        "choose": {str(w): run_choose(w, rounds, 1000) for w in BARS},
+        "plots": [plot],
+        "choose": choose,
         "learn": run_learn(rounds, max(100, calls // 5)),
         "nearest": run_nearest(rounds, calls // 2),
     }

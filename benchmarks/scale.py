@@ -22,7 +22,7 @@ import multiprocessing
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +358,23 @@ def run(quick: bool = False, shards: tuple[int, ...] = SHARDS, learners: tuple[i
         "bar_p99_ms": BAR_P99_MS,
         "rows": rows,
         "ratios": ratios,
+        "plots": plots(rows, shards, learners),
     }
+
+
+def plots(rows: dict[str, Any], shards: tuple[int, ...], learners: tuple[int, ...]) -> list[dict[str, Any]]:
+    """CPU of an event, and time to visible, over shards."""
+
+    def over(take: Callable[[dict[str, Any]], float]) -> dict[str, list[list[float]]]:
+        return {f"{n} learners": [[s, take(rows[f"{s} shards, {n} learners"])] for s in shards] for n in learners}
+
+    cpu = over(lambda row: row["learn"]["learner_us_per_event"])
+    seen = over(lambda row: row["visible"]["p99_ms"])
+    y = f"ms until visible at {RATE:,.0f} events/s, p99"
+    return [
+        {"title": "Learning from Kafka into Redis", "series": cpu, "x": "shards", "y": "µs of CPU an event"},
+        {"title": "Acknowledged to visible", "series": seen, "x": "shards", "y": y, "limit": BAR_P99_MS},
+    ]
 
 
 def line(name: str, row: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
-"""The bars of `make bench` and where each figure stands in the modules' results; the report that lays them together.
+"""Which figures the report shows, where each stands in the modules' results, and what it has to be.
 
 A bar names a module, a path into the dict that its `run` returns (`*` stands for every key), and what is asked of the
-value found there: at most, at least, or exactly so. `learns` brings its bars along. Figures without a bar are in the
-JSON and in each module's own `python -m benchmarks.NAME`.
+value found there: at most, at least, or exactly so. A figure without a bar has no `op`. `learns` brings its bars along.
+All other figures are in the JSON and in each module's own `python -m benchmarks.NAME`.
+
+A path that ends in `median` has its spread in `min` and `max` beside it; `spread` and `beside` name other keys there.
 """
 
 import math
@@ -16,16 +18,18 @@ class Bar(NamedTuple):
     module: str
     what: str
     path: str
-    op: str  # "<=", ">=" or "=="
-    bar: float
+    op: str = ""  # "<=", ">=" or "=="
+    bar: float = math.nan
     unit: str = ""
     scale: float = 1.0
+    spread: str = ""  # "key key" of the lowest and the highest
+    beside: str = ""  # "key unit": the figure in other words
 
 
 BARS = [
-    Bar("kernels", "choose, 1,000 edges: times touch-only", "choose/100/ratio", "<=", 2.0),
-    Bar("kernels", "choose, 5,000 edges: times touch-only", "choose/500/ratio", "<=", 1.8),
-    Bar("kernels", "choose, 20,000 edges: times touch-only", "choose/2000/ratio", "<=", 1.4),
+    Bar("kernels", "choose, 1,000 edges: times touch-only", "choose/100/ratio", "<=", 2.0, beside="choose_us µs"),
+    Bar("kernels", "choose, 5,000 edges: times touch-only", "choose/500/ratio", "<=", 1.8, beside="choose_us µs"),
+    Bar("kernels", "choose, 20,000 edges: times touch-only", "choose/2000/ratio", "<=", 1.4, beside="choose_us µs"),
     Bar("kernels", "edge updates, 100 a call", "learn/known_100_per_s", ">=", 30e6, "M/s and core", 1e-6),
     Bar(
         "learner", "learner from the SQLite log", "rows/k=9, records per commit=16/events_per_cpu_s", ">=", 300e3, "/s"
@@ -93,8 +97,38 @@ BARS = [
     Bar("redis", "Redis's memory per edge, b and d", "*/bytes_per_edge", "<=", 20.0, "B"),
     Bar("scale", "learned from Kafka, per core", "rows/*/learn/events_per_cpu_s", ">=", 100e3, "/s"),
     Bar("scale", "acknowledged to visible on both servers, 20k/s, p99", "rows/*/visible/p99_ms", "<=", 100, "ms"),
-    Bar("startup", "exec to first recommendation", "first_recommendation_s", "<=", 1.5, "s"),
+    Bar(
+        "startup",
+        "exec to first recommendation",
+        "first_recommendation_s",
+        "<=",
+        1.5,
+        "s",
+        spread="fastest_s slowest_s",
+    ),
 ]
+
+FIGURES = [
+    Bar("kernels", "choose through Serving, 1,000 edges: times touch-only", "choose/100/serving_ratio"),
+    Bar("kernels", "edge updates with search, as the learner does", "learn/searched_per_s", unit="M/s", scale=1e-6),
+    Bar("kernels", "nearest 10 of 10,000 centroids: times gemv", "nearest/ratio", beside="nearest_us µs"),
+    Bar(
+        "log_store",
+        "append of 1 row: times write and fdatasync",
+        "append_1_of_write_and_fdatasync",
+        beside="append_1_rows_per_s rows/s",
+    ),
+    Bar(
+        "log_store",
+        "append of 100 rows: times write and fdatasync",
+        "append_100_of_write_and_fdatasync",
+        beside="append_100_rows_per_s rows/s",
+    ),
+    Bar("log_store", "commit of 2.4 kB", "commit_p50_us", unit="µs"),
+    Bar("log_store", "load of a million edges", "load_1m_edges_ms", unit="ms"),
+    Bar("scale", "CPU of one event: times 1 shard's", "ratios/*/cpu_per_event"),
+]
+"""Reported without being judged."""
 
 
 class Row(NamedTuple):
@@ -105,37 +139,91 @@ class Row(NamedTuple):
     value: float
     unit: str
     op: str
-    bar: float
+    bar: float  # NaN: none
     holds: bool
     scale: float = 1.0
+    low: float = math.nan
+    high: float = math.nan
+    beside: str = ""
+
+    @property
+    def judged(self) -> bool:
+        return not math.isnan(self.bar)
+
+    @property
+    def margin(self) -> float:
+        """How many times better than its bar: below 1 it is missed. NaN without a value.
+
+        >>> Row("kernels", "choose", 1.0, "", "<=", 2.0, True).margin
+        2.0
+        >>> Row("learns", "its own bar: at least", 0.25, "", "", 0.5, False).margin
+        0.5
+        """
+        if self.op == "==":
+            return 1.0 if self.holds else math.nan
+        at_most = self.op == "<=" if self.op else (self.value <= self.bar) == self.holds
+        over, under = (self.bar, self.value) if at_most else (self.value, self.bar)
+        return over / under if under else math.inf
+
+    def number(self, value: float) -> str:
+        return short(value * self.scale)
+
+    @property
+    def spread(self) -> str:
+        """As "low to high", nothing where there is none."""
+        return "" if math.isnan(self.low) else f"{self.number(self.low)} to {self.number(self.high)}"
+
+    @property
+    def asked(self) -> str:
+        return f"{self.op} {self.number(self.bar)}".strip() if self.judged else ""
+
+    @property
+    def verdict(self) -> str:
+        return "" if not self.judged else "holds" if self.holds else "MISSED"
 
     def text(self) -> str:
-        def number(value: float) -> str:
-            value *= self.scale
-            return "missing" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.3g}"
-
         return (
-            f"  {self.module:<10} {self.what:<64} {number(self.value):>10} {self.unit:<13}"
-            f" {self.op:>2} {number(self.bar):<8} {'holds' if self.holds else 'MISSED'}"
-        )
+            f"  {self.module:<10} {self.what:<64} {self.number(self.value):>10} {self.unit:<13}"
+            f" {self.asked:<11} {self.verdict:<6} {self.spread}"
+        ).rstrip()
 
 
-def measured(bar: Bar, where: str, value: float) -> Row:
+def short(value: float) -> str:
+    """
+    >>> short(0.98765), short(12345.6), short(math.nan)
+    ('0.988', '12,346', 'missing')
+    """
+    return "missing" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.3g}"
+
+
+def signs(text: str) -> str:
+    """
+    >>> signs("<= 2")
+    '≤ 2'
+    """
+    return text.replace("<=", "≤").replace(">=", "≥").replace("==", "=")
+
+
+def measured(bar: Bar, where: str, value: float, siblings: dict[str, Any]) -> Row:
     """The row of a bar and what was found; NaN compares false with everything.
 
-    >>> measured(Bar("startup", "start", "s", "<=", 1.5), "", 1.2).holds
+    >>> measured(Bar("startup", "start", "s", "<=", 1.5), "", 1.2, {}).holds
     True
     """
-    holds = {"<=": value <= bar.bar, ">=": value >= bar.bar, "==": value == bar.bar}[bar.op]
+    holds = {"<=": value <= bar.bar, ">=": value >= bar.bar, "==": value == bar.bar, "": True}[bar.op]
     what = f"{bar.what} ({where})" if where else bar.what
-    return Row(bar.module, what, value, bar.unit, bar.op, bar.bar, holds, bar.scale)
+    spread = bar.spread or ("min max" if bar.path.endswith("/median") else "")
+    low, high = (float(siblings.get(key, math.nan)) for key in spread.split()) if spread else (math.nan, math.nan)
+    key, _, unit = bar.beside.partition(" ")
+    beside = f"{short(siblings[key])} {unit}" if key in siblings else ""
+    return Row(bar.module, what, value, bar.unit, bar.op, bar.bar, holds, bar.scale, low, high, beside)
 
 
-def found(result: Any, path: str) -> Iterator[tuple[str, float]]:
-    """(what `*` stood for, value) of every place a path leads to.
+def found(result: Any, path: str) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """(what `*` stood for, value, the dict it stands in) of every place a path leads to.
 
     >>> list(found({"a": {"x": {"p": 1}, "y": {"p": 2}}}, "a/*/p"))
-    [('x', 1.0), ('y', 2.0)]
+    [('x', 1.0, {'p': 1}), ('y', 2.0, {'p': 2})]
     >>> list(found({}, "a/p"))
     []
     """
@@ -147,32 +235,45 @@ def found(result: Any, path: str) -> Iterator[tuple[str, float]]:
             continue
         star = str(key) if head == "*" else ""
         if rest:
-            yield from ((f"{star} {more}".strip(), value) for more, value in found(result[key], rest))
+            yield from ((f"{star} {more}".strip(), *place) for more, *place in found(result[key], rest))
         elif isinstance(result[key], int | float):
-            yield star, float(result[key])
+            yield star, float(result[key]), result
 
 
 def rows(results: dict[str, Any]) -> list[Row]:
-    """Every bar of the modules that were run, with its figures.
+    """Every bar and figure of the modules that were run; nothing of one that failed or was skipped.
 
     A module whose bars depend on one another's figures judges by itself and returns them as a list `bars`, each with
     bar, measured, limit and holds.
     """
     out = []
     for module, result in results.items():
-        for bar in BARS:
+        if reason(result):
+            continue
+        for bar in BARS + FIGURES:
             if bar.module == module:
-                places = list(found(result, bar.path)) or [("", math.nan)]
-                out += [measured(bar, where, value) for where, value in places]
+                places = list(found(result, bar.path)) or ([("", math.nan, {})] if bar.op else [])
+                out += [measured(bar, *place) for place in places]
         for own in result.get("bars", []):
             out.append(Row(module, own["bar"], own["measured"], "", "", own["limit"], own["holds"]))
     return out
+
+
+def reason(result: dict[str, Any]) -> str:
+    """Why a benchmark has no figures; empty when it has.
+
+    >>> reason({"skipped": "no data"}), reason({"run": {"failed": "exit status 1"}}), reason({"p99_ms": 3})
+    ('no data', 'exit status 1', '')
+    """
+    return str(result.get("skipped") or result.get("run", {}).get("failed") or "")
 
 
 def figures(result: Any, prefix: str = "") -> Iterator[str]:
     """All numbers of a result, a line each, named by their path."""
     items = result.items() if isinstance(result, dict) else enumerate(result) if isinstance(result, list) else []
     for key, value in items:
+        if key in ("plots", "text", "run"):
+            continue
         name = f"{prefix}{key}"
         if isinstance(value, dict | list):
             yield from figures(value, f"{name} / ")
