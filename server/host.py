@@ -227,7 +227,7 @@ class HostEngine:
             found.append(f"Parameters are {staleness_ms / 1000:.0f} s behind the log; {why}.")
         if host[NO_ROOM]:
             found.append(
-                f"Memory and disk have no room for the newest tables of {host[NO_ROOM]} policies: they are served as "
+                f"Memory and disk have no room for {host[NO_ROOM]} of the newest tables: what they hold is served as "
                 "before, or not yet."
             )
         return found

@@ -9,7 +9,7 @@ All lie in the run folder (/dev/shm/croupier-ID, see `RunFolder`). Each region h
                     8 log time of the oldest thing not learned yet, ms; 0: all is learned
         supervisor  9 draining      10, 11, 12 restarts of workers, agent, learner
                    40 1: learners run elsewhere
-        agent      41 policies whose newest tables have no room here
+        agent      41 tables, the catalog among them, that have no room here
         learner    13 pid          14 heartbeat, ms
         agent      16 acknowledgement to visible: a count per bucket of VISIBLE_S and one beyond, then the sum, us
       row of worker i, at HEADER + i * ROW
