@@ -29,6 +29,8 @@ NAMES = (
     "http",
     "freshness",
     "startup",
+    "growth",
+    "memory",
 )
 OUT = Path(__file__).parent / "out"
 CODE = """

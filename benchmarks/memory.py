@@ -1,4 +1,4 @@
-"""What ten million edges cost a host in memory, with one, two and four workers: `python -m benchmarks.memory [--quick]`.
+"""What ten million edges cost a host in memory, whatever the workers: `python -m benchmarks.memory [--quick]`.
 
 A graph of 10,000 clusters with 1,000 edges each, over 20,000 items and 64 dimensions, is put to a server; every worker
 then recommends from it. Of each process the proportional set size is read (PSS, /proc/PID/smaps_rollup: a page that n
@@ -14,6 +14,7 @@ import asyncio
 import io
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def run(quick: bool = False, workers: tuple[int, ...] = (1, 2, 4)) -> dict[str, 
         "workers": rows,
         "shared_bytes_per_edge": max(row["shared_bytes_per_edge"] for row in rows.values()),
     }
-    for fewer, more in zip(workers, workers[1:], strict=False):
+    for fewer, more in pairwise(workers):
         added = rows[str(more)]["host_bytes_per_edge"] - rows[str(fewer)]["host_bytes_per_edge"]
         found[f"further_worker_from_{fewer}_bytes_per_edge"] = added / (more - fewer)
     return found
@@ -138,7 +139,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
-    print(f"{found['edges']:,} edges; bytes an edge in shared files {found['shared_bytes_per_edge']:.2f} (bar {FILE_BAR})")
+    shared = found["shared_bytes_per_edge"]
+    print(f"{found['edges']:,} edges; bytes an edge in shared files {shared:.2f} (bar {FILE_BAR})")
     for workers, row in found["workers"].items():
         sizes = "  ".join(f"{name} {row['before_mb'][name]:.0f}>{size:.0f}" for name, size in row["after_mb"].items())
         print(
