@@ -160,12 +160,12 @@ class Graph:
 
 
 class ItemEdges(NamedTuple):
-    """The same edges item by item: indptr i64[N+1], clusters u32[E'] ascending within an item, and `serving` i64[E'],
+    """The same edges item by item: indptr i64[N+1], clusters u32[E'] ascending within an item, and `serving` u32[E'],
     the position of each edge in cluster order."""
 
     indptr: NDArray[np.int64]
     clusters: NDArray[np.uint32]
-    serving: NDArray[np.int64]
+    serving: NDArray[np.uint32]
 
 
 def by_item(graph: Graph, member: NDArray[np.bool_] | None = None) -> ItemEdges:
@@ -176,12 +176,33 @@ def by_item(graph: Graph, member: NDArray[np.bool_] | None = None) -> ItemEdges:
     >>> edges.indptr.tolist(), edges.clusters.tolist(), edges.serving.tolist()
     ([0, 1, 3], [0, 0, 1], [0, 1, 2])
     """
-    serving = np.argsort(graph.items, kind="stable").astype(np.int64)
+    serving = _by_item(graph)
+    counts = np.bincount(graph.items, minlength=len(graph.ids))
     if member is not None:
-        serving = serving[member[graph.items[serving]]]
+        serving = serving[np.repeat(member, counts)]
+        counts[~member] = 0
     cluster = np.repeat(np.arange(graph.n_clusters, dtype=np.uint32), np.diff(graph.indptr))
-    counts = np.bincount(graph.items[serving], minlength=len(graph.ids))
     return ItemEdges(np.concatenate(([0], np.cumsum(counts))).astype(np.int64), cluster[serving], serving)
+
+
+def serving_of_shards(graph: Graph, shard_of_item: NDArray[np.int32], shards: int) -> list[NDArray[np.uint32]]:
+    """`by_item(graph, shard_of_item == shard).serving` of each shard, from one sort of the edges."""
+    serving = _by_item(graph)
+    if shards == 1:
+        return [serving]
+    owner = np.repeat(shard_of_item, np.bincount(graph.items, minlength=len(graph.ids)))
+    return [serving[owner == shard] for shard in range(shards)]
+
+
+def _by_item(graph: Graph) -> NDArray[np.uint32]:
+    """The positions of all edges, item by item, clusters ascending."""
+    assert len(graph.items) < 1 << 32
+    low = graph.items.astype(np.uint16)  # numpy sorts numbers of 16 bits by their digits, ten times as fast as others
+    order = np.argsort(low, kind="stable").astype(np.uint32)
+    if len(graph.ids) > 1 << 16:
+        high = (graph.items >> 16).astype(np.uint16)
+        order = order[np.argsort(high[order], kind="stable")]
+    return order
 
 
 def _array(field: str, value: Any, dtype: Any, ndim: int) -> NDArray[Any]:

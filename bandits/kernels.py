@@ -164,7 +164,7 @@ def growth(time_ms: NDArray[np.int64], origin_ms: int, half_life_ms: float, out:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _refresh_one(address: int, b: float, d: float, prior: float, g: float) -> None:
+def _refresh_one(address: Any, b: float, d: float, prior: float, g: float) -> None:
     total = d + prior * g
     mean = b / total
     mean = mean if mean < F32_MAX else F32_MAX
@@ -178,7 +178,7 @@ def refresh(
     edges: NDArray[np.float64],
     prior: float,
     g: float,
-    serving: NDArray[np.int64],
+    serving: NDArray[np.uint32],
     dirty: NDArray[np.int64],
     pairs: NDArray[np.float32],
 ) -> None:
@@ -186,14 +186,14 @@ def refresh(
     base = pairs.ctypes.data
     for i in range(dirty.shape[0]):
         e = dirty[i]
-        _refresh_one(base + 8 * serving[e], edges[e, 0], edges[e, 1], prior, g)
+        _refresh_one(base + 8 * np.int64(serving[e]), edges[e, 0], edges[e, 1], prior, g)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def refresh_all(
-    edges: NDArray[np.float64], prior: float, g: float, serving: NDArray[np.int64], pairs: NDArray[np.float32]
+    edges: NDArray[np.float64], prior: float, g: float, serving: NDArray[np.uint32], pairs: NDArray[np.float32]
 ) -> None:
     """`refresh` for every edge: at the start, and as time passes under a half-life."""
     base = pairs.ctypes.data
     for e in range(edges.shape[0]):
-        _refresh_one(base + 8 * serving[e], edges[e, 0], edges[e, 1], prior, g)
+        _refresh_one(base + 8 * np.int64(serving[e]), edges[e, 0], edges[e, 1], prior, g)

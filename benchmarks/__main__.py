@@ -43,6 +43,8 @@ BENCHMARKS = {
     "rewards": Takes(math.nan),
     "freshness": Takes(18),
     "startup": Takes(11),
+    "growth": Takes(math.nan),
+    "memory": Takes(math.nan),
 }
 CODE = """
 import importlib, json, sys

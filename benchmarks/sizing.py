@@ -193,7 +193,7 @@ def _servers(site: Site, figures: dict[str, Figure]) -> Iterator[Line]:
     appending = _over(_over(heard, figures["appended"].value), servers)
     yield Line("servers", "agent of each host appends", appending, "cores", "copies/s / appended / hosts; the same one")
     yield Line("servers", "shared memory of each", site.edges * 12 / 1e9, "GB", "edges x (8 mean and width + 4 item)")
-    yield Line("servers", "agent's memory of each", site.edges * 16 / 1e9, "GB", "edges x 16")
+    yield Line("servers", "agent's memory of each", site.edges * 20 / 1e9, "GB", "edges x (16 sums + 4 place)")
     routed = _over(rewards * site.routed / site.busy, figures["routed"].value)
     yield Line("routers", "cores", routed, "", "rewards/s x share / routed / busy")
 

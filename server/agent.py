@@ -50,6 +50,7 @@ from server.shared import (
     Row,
     RunFolder,
 )
+from server.tables import room_for
 from server.writer import Writer, problem_of
 from streaming.control import ControlError, ControlRecord, GraphPut, KeyAdd, Policy, from_json
 from streaming.errors import (
@@ -268,6 +269,8 @@ class Agent:
 
     def _check_graph(self, record: GraphPut, policy: Policy | None) -> None:
         graph = self._graph(record.blob)
+        if (needed := room_for(graph)) > (free := self.folder.free_bytes()):
+            raise errors.no_room(needed, free)
         if record.keeps_clusters and policy is not None and policy.graph is not None:
             before = self._graph(policy.graph.blob)
             if before.n_clusters != graph.n_clusters:

@@ -143,6 +143,15 @@ def unavailable(what: str, retry_after_s: float = 1.0) -> Problem:
     return Problem(503, "Unavailable", detail, retry_after=retry_after_s)
 
 
+def no_room(needed_bytes: int, free_bytes: int) -> Problem:
+    """A graph that is sound, and that this host has no place to serve from."""
+    what = (
+        f"To serve this graph takes {needed_bytes / 1e6:,.1f} MB, and neither the run folder nor the data folder has "
+        f"room for more than {free_bytes / 1e6:,.1f} MB: make some."
+    )
+    return unavailable(what, 30.0)
+
+
 def in_doubt(what: str, retry_after_s: float = 1.0) -> Problem:
     """The request was handed on, and no answer will come. A reward that is sent again counts once all the same."""
     detail = (

@@ -28,6 +28,7 @@ from server.shared import (
     DRAINING,
     LEARNER_BEAT,
     LOG,
+    NO_ROOM,
     PID,
     SEEN,
     STORE,
@@ -228,6 +229,11 @@ class HostEngine:
         elif staleness_ms is not None and staleness_ms > STALE_MS:
             why = "the learners are catching up, or none is there" if host[APART] else "the learner is catching up"
             found.append(f"Parameters are {staleness_ms / 1000:.0f} s behind the log; {why}.")
+        if host[NO_ROOM]:
+            found.append(
+                f"Memory and disk have no room for {host[NO_ROOM]} of the newest tables: what they hold is served as "
+                "before, or not yet."
+            )
         return found
 
     async def metrics(self) -> bytes:

@@ -7,6 +7,7 @@ Shards apply a control record at their own pace. A policy's entry in the catalog
 version of it; until then the former one stands, and what shards learn for tables of another shape waits.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,14 +20,17 @@ from bandits.graph import Graph
 from server import catalog as catalogs
 from server import tables
 from server.catalog import Catalog, Entry
-from server.shared import GENERATION, HostFile, RunFolder
+from server.shared import GENERATION, NO_ROOM, HostFile, NoRoom, RunFolder
 from server.tables import ALL_ROWS, DiagTable, Rows, Table
 from streaming.control import ControlState, Policy
 from streaming.log import wall_clock
 from streaming.state import State
 from streaming.store import NOTHING, Commit, Manifest, ParameterStore
 
+log = logging.getLogger(__name__)
 LOAD_WAIT_MS = 10_000
+ROOM_RETRY_MS = 5_000
+_CATALOG = 0  # stands beside the numbers of policies
 
 
 class ShardImage:
@@ -62,7 +66,8 @@ class Replica:
         self.shards = [ShardImage() for _ in range(manifest.shards)]
         self.tables: dict[int, Table] = {}
         self._entries: dict[str, Entry] = {}  # as in the catalog
-        self._behind: set[int] = set()  # policies whose tables wait until all shards agree
+        self._behind: set[int] = set()  # policies whose tables wait until all shards agree, or for room
+        self._no_room: dict[int, int] = {}  # what has no room, by policy: when it is tried again, ms
         self.catalog = Catalog(0, manifest.shards, {}, [])
         self.shown = (0, 0)  # (control record, the generation of the catalog that shows it)
         self.reloads = 0
@@ -108,10 +113,17 @@ class Replica:
                 self._host.visible(max(0, now_ms - commit.first_time_ms) / 1000)
             applied += len(commits)
             control |= shard.control.applied != before
-        if control or self._behind or not self._published:
+        if control or self._due():
             with self.lock:
                 self._publish()
         return applied
+
+    def _due(self) -> bool:
+        """Whether there is something to publish that no control record of these commits has brought."""
+        now_ms, waiting = self._clock(), self._no_room
+        if any(now_ms >= again_ms for again_ms in waiting.values()):
+            return True
+        return bool(self._behind - waiting.keys()) or not (self._published or _CATALOG in waiting)
 
     def sweep(self) -> None:
         """Lets time pass for policies that forget."""
@@ -215,31 +227,67 @@ class Replica:
         live = {entry.number for entry in ordered}
         self.tables = {number: table for number, table in self.tables.items() if number in live}
         self._behind &= live
-        if self._published and new == self.catalog:
-            return
-        self._published = True
-        self._entries, self.catalog = entries, new
-        self._swap()
+        if not self._published or new != self.catalog:
+            try:
+                self._swap(new)
+                self._no_room.pop(_CATALOG, None)
+                self._published = True
+                self._entries, self.catalog = entries, new
+                self._no_room = dict.fromkeys(self._no_room, self._clock())  # what was swept may have made some
+            except NoRoom as error:
+                self._lacks_room(_CATALOG, "the catalog", error)
+        self._no_room = {number: at for number, at in self._no_room.items() if number in live or number == _CATALOG}
+        self._host[NO_ROOM] = len(self._no_room)
 
     def _entry(self, policy: Policy) -> Entry:
-        """The policy's entry, with its table made or brought up to date."""
-        table = self.tables.get(policy.number)
+        """The policy's entry, with its table made or brought up to date; the former one where there is no room."""
+        number, table = policy.number, self.tables.get(policy.number)
         if policy.spec.is_diag and policy.graph is None:
-            return Entry(policy.name, policy.number, policy.version, policy.spec, policy.next_item)
-        if table is None or policy.number in self._behind or not table.fits(policy, self._states):
-            graph = None
-            if policy.graph is not None:
-                graph = Graph.from_bytes(self._store.get_blob(policy.graph.blob))
-            table = tables.make(self._folder, policy, graph, self._states, self._clock())
-            self.tables[policy.number] = table
-            self._behind.discard(policy.number)
+            return Entry(policy.name, number, policy.version, policy.spec, policy.next_item)
+        if table is None or number in self._behind or not table.fits(policy, self._states):
+            try:
+                table = self._make(policy)
+            except NoRoom as error:
+                self._lacks_room(number, f"policy {policy.name!r}", error)
+                table = None
+            if table is None:
+                return self._former(policy)
         elif table.entry.version != policy.version:
             table.update(policy, self._states)
         return table.entry
 
-    def _swap(self) -> None:
+    def _make(self, policy: Policy) -> Table | None:
+        """A new table; None where it is not time yet to look for room again. Raises NoRoom."""
+        number = policy.number
+        if self._clock() < self._no_room.get(number, 0):
+            return None
+        graph = None
+        if policy.graph is not None:
+            graph = Graph.from_bytes(self._store.get_blob(policy.graph.blob))
+        table = tables.make(self._folder, policy, graph, self._states, self._clock())
+        self.tables[number] = table
+        self._behind.discard(number)
+        self._no_room.pop(number, None)
+        return table
+
+    def _former(self, policy: Policy) -> Entry:
+        """What workers see of a policy that has no room: its table of before, or that it cannot be served now."""
+        entry = self._entries.get(policy.name)
+        if entry is not None and entry.number == policy.number and not entry.trouble:
+            return entry
+        trouble = f"This host has no room for the parameters of policy {policy.name!r}."
+        return Entry(policy.name, policy.number, policy.version, policy.spec, 0, trouble=trouble)
+
+    def _lacks_room(self, number: int, what: str, error: NoRoom) -> None:
+        if number not in self._no_room:
+            log.error("%s is not shown: %s", what, error)
+        self._no_room[number] = self._clock() + ROOM_RETRY_MS
+        if number != _CATALOG:
+            self._behind.add(number)
+
+    def _swap(self, new: Catalog) -> None:
         generation = self._host[GENERATION] + 1
-        path = self._folder.write(catalogs.name_of(generation), msgspec.msgpack.encode(self.catalog))
+        path = self._folder.write(catalogs.name_of(generation), msgspec.msgpack.encode(new))
         self._host[GENERATION] = generation
-        self.shown = self.catalog.applied, generation
-        self._folder.sweep([path, *(Path(entry.path) for entry in self.catalog.entries if entry.path)])
+        self.shown = new.applied, generation
+        self._folder.sweep([path, *(Path(entry.path) for entry in new.entries if entry.path)])

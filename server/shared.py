@@ -9,6 +9,7 @@ All lie in the run folder (/dev/shm/croupier-ID, see `RunFolder`). Each region h
                     8 log time of the oldest thing not learned yet, ms; 0: all is learned
         supervisor  9 draining      10, 11, 12 restarts of workers, agent, learner
                    40 1: learners run elsewhere
+        agent      41 tables, the catalog among them, that have no room here
         learner    13 pid          14 heartbeat, ms
         agent      16 acknowledgement to visible: a count per bucket of VISIBLE_S and one beyond, then the sum, us
       row of worker i, at HEADER + i * ROW
@@ -49,7 +50,7 @@ LAYOUT = 1
     WORKER_RESTARTS, AGENT_RESTARTS, LEARNER_RESTARTS, LEARNER_PID, LEARNER_BEAT, LOG_TIME,
 ) = range(16)  # fmt: skip
 UNTRIED, THERE, AWAY = range(3)
-APART = 40
+APART, NO_ROOM = 40, 41
 VISIBLE = 16
 VISIBLE_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 HEADER = 64
@@ -94,7 +95,12 @@ _OUTCOME = {name: place for place, name in enumerate(OUTCOMES)}
 _REASON = {name: place for place, name in enumerate(REASONS)}
 MEMORY_MIN = 8 << 20  # with less of it free, the run folder is on disk altogether
 _ALIGN = 64
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 _CLAIM = "in-use"
+
+
+class NoRoom(Exception):
+    """Neither place for shared files has room for one more; the sentence says how large it is."""
 
 
 class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
@@ -134,14 +140,24 @@ class RunFolder:
                     os.close(claim)
 
     def create(self, name: str, size: int) -> tuple[Path, mmap.mmap]:
-        """A new file of `size` bytes, all of them really there, mapped for writing."""
-        try:
-            return _create(self.first / name, size)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-                raise
-        self.second.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return _create(self.second / name, size)
+        """A new file of `size` bytes, all of them really there, mapped for writing. Raises NoRoom."""
+        for folder in (self.first, self.second):
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                return _create(folder / name, size)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+        raise NoRoom(f"{size / 1e6:,.1f} MB fit neither into {self.first} nor into {self.second}: make room in one")
+
+    def free_bytes(self) -> int:
+        """How large a file can be that is made now."""
+        found = []
+        for folder in (self.first, self.second):
+            there = next(each for each in (folder, *folder.parents) if each.exists())
+            state = os.statvfs(there)
+            found.append(state.f_bavail * state.f_frsize)
+        return max(found)
 
     def write(self, name: str, data: bytes) -> Path:
         """A whole file at once: it has its name only when it is complete."""
@@ -286,11 +302,15 @@ class HostFile:
 
     @classmethod
     def create(cls, folder: RunFolder, workers: int, apart: bool = False) -> "HostFile":
-        """A new host file, all counters 0. `apart`: learners run elsewhere."""
+        """A new host file, all counters 0. `apart`: learners run elsewhere. Raises NoRoom."""
         handle = os.open(folder.host, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(handle, 0, 8 * (HEADER + workers * ROW))
             os.pwrite(handle, b"".join(n.to_bytes(8, "little") for n in (MAGIC, LAYOUT, workers)), 0)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise NoRoom(f"{folder.first} is full: make room there, or choose another folder with --run-dir") from None
         finally:
             os.close(handle)
         host = cls(folder.host)

@@ -36,6 +36,7 @@ from server.shared import (
     SEEN,
     WORKER_RESTARTS,
     HostFile,
+    NoRoom,
     RunFolder,
     run_folder,
 )
@@ -91,6 +92,9 @@ def run(settings: Settings) -> int:
         return 0
     try:
         return Supervisor(settings, folder, listeners).run()
+    except NoRoom as error:
+        print(f"croupier: {error}", file=sys.stderr)
+        return 1
     finally:
         folder.remove()
         for listener in listeners:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandits import kernels
-from bandits.graph import Graph, by_item
+from bandits.graph import Graph, serving_of_shards
+from server import ids
 from server import rows as shared_rows
 from server.catalog import Entry
 from server.schemas import GraphInfo
@@ -60,19 +61,18 @@ class DiagTable(Table):
     """The serving arrays of a Diag-LinUCB policy."""
 
     def __init__(self, folder: RunFolder, policy: Policy, graph: Graph, states: Sequence[State], now_ms: int) -> None:
-        ids = [msgspec.json.encode(item_id) for item_id in graph.ids]
-        text = b"[" + b",".join(ids) + b"]"
-        n = len(ids)
+        n = len(graph.ids)
+        places, of_ids = ids.layout(graph.ids)
         arrays = {
             "centroids": ("<f4", graph.centroids.shape),
             "indptr": ("<i8", graph.indptr.shape),
             "items": ("<u4", graph.items.shape),
             "pairs": ("<f4", (len(graph.items), 2)),
             "numbers": ("<u4", (n,)),
+            "numbers_sorted": ("<u4", (n,)),
             "paused": ("<u1", (n,)),
             "shards": ("<u2", (n,)),
-            "ids": ("<u1", (len(text),)),
-            "ids_at": ("<i8", (n + 1,)),
+            **places,
         }
         super().__init__(folder, policy, arrays)
         assert policy.graph is not None
@@ -81,11 +81,11 @@ class DiagTable(Table):
         shards = shards_of_items(policy.number, numbers, len(states))
         a = self.arrays
         a["centroids"][:], a["indptr"][:], a["items"][:] = graph.centroids, graph.indptr, graph.items
-        a["numbers"][:], a["shards"][:] = numbers, shards
-        a["ids"][:] = np.frombuffer(text, np.uint8)
-        a["ids_at"][:] = np.cumsum([1] + [len(each) + 1 for each in ids])
-        self.ids = graph.ids
-        self.edges = [by_item(graph, shards == shard).serving for shard in range(len(states))]
+        a["numbers"][:], a["numbers_sorted"][:], a["shards"][:] = numbers, np.sort(numbers), shards
+        for name, array in of_ids.items():
+            a[name][:] = array
+        self.ids = ids.Ids(a)
+        self.edges = serving_of_shards(graph, shards, len(states))
         self.info = GraphInfo(
             graph.version, policy.graph.lineage, graph.n_clusters, graph.centroids.shape[1], n, len(graph.items)
         )
@@ -100,8 +100,9 @@ class DiagTable(Table):
         parameters = policy.spec.diag()
         before = getattr(self, "prior", None)
         self.prior, self.half_life_ms = parameters.prior, 1000.0 * (parameters.half_life_s or 0.0)
-        for index, item_id in enumerate(self.ids):
-            self.arrays["paused"][index] = item_id in policy.paused
+        paused = np.zeros(len(self.ids), np.uint8)
+        paused[[index for item_id in policy.paused if (index := self.ids.find(item_id)) is not None]] = 1
+        self.arrays["paused"][:] = paused
         self.entry = msgspec.structs.replace(
             self.entry, version=policy.version, spec=policy.spec, next_item=policy.next_item, graph=self.info
         )
@@ -177,8 +178,8 @@ class ArmsTable(Table):
         banks: Any = state[f"banks/{self.entry.number}"]
         keys = state[f"bank_keys/{self.entry.number}"][:, 0]
         dirty = rows.get("banks", np.empty(0, np.int64))
-        if dirty is ALL_ROWS:
-            dirty = np.arange(len(banks))
+        # Each row once, in however many commits it has changed: readers give up on one that never holds still.
+        dirty = np.arange(len(banks)) if dirty is ALL_ROWS else np.unique(dirty)
         a = self.arrays
         shared_rows.write_rows(a["states"][shard], a["versions"][shard], dirty, banks[dirty])
         used = int(a["used"][shard])
@@ -187,8 +188,15 @@ class ArmsTable(Table):
             a["used"][shard] = len(keys)
 
 
+def room_for(graph: Graph) -> int:
+    """Bytes that the table of a graph takes, hardly more."""
+    edges, clusters, items = len(graph.items), graph.centroids.size, len(graph.ids)
+    text = sum(len(item_id.encode()) + 3 for item_id in graph.ids)
+    return 12 * edges + 4 * clusters + 8 * len(graph.indptr) + 31 * items + text + 4096
+
+
 def make(folder: RunFolder, policy: Policy, graph: Graph | None, states: Sequence[State], now_ms: int) -> Table:
-    """A new file for the policy as the shards have it."""
+    """A new file for the policy as the shards have it. Raises NoRoom."""
     if policy.spec.is_diag:
         assert graph is not None
         return DiagTable(folder, policy, graph, states, now_ms)

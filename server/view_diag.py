@@ -1,10 +1,9 @@
 """The view of a Diag-LinUCB policy."""
 
-from collections.abc import Sequence
-from functools import cached_property
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +13,7 @@ from bandits.graph import Graph
 from bandits.nearest import quantise
 from server import errors
 from server.catalog import Entry
+from server.ids import Ids
 from server.schemas import Item, ItemInfo, RecommendRequest, User
 from server.view import MODE, Made, View, no_candidates, nothing_left, too_few
 from streaming.shards import shard_of_item
@@ -21,9 +21,7 @@ from streaming.token import DIAG, Context
 
 
 class DiagView(View):
-    """A Diag-LinUCB policy with a graph. `place` is the desk's (`server.desk`), which lives as long as the view."""
-
-    place: Any = None
+    """A Diag-LinUCB policy with a graph."""
 
     def __init__(self, entry: Entry, arrays: dict[str, NDArray[Any]], shards: int, before: "DiagView | None") -> None:
         super().__init__(entry, arrays, shards)
@@ -32,19 +30,10 @@ class DiagView(View):
         self.serving = Serving(a["indptr"], a["items"], a["pairs"], n, entry.spec.diag(), a["centroids"], a["paused"])
         self.numbers = a["numbers"]
         self._available = n - int(np.count_nonzero(a["paused"]))
-        self.ids: list[str] = before.ids if before is not None else msgspec.json.decode(a["ids"].tobytes())
-        if before is not None and "_index" in before.__dict__:
-            self._index = before._index
+        self.ids: Ids = before.ids if before is not None else Ids(a)
+        self._sorted = a["numbers_sorted"].data
         assert entry.graph is not None
         self.lineage = entry.graph.lineage
-
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {item_id: index for index, item_id in enumerate(self.ids)}
-
-    @cached_property
-    def _index_of_number(self) -> dict[int, int]:
-        return {number: index for index, number in enumerate(self.numbers.tolist())}
 
     @property
     def available(self) -> int:
@@ -73,10 +62,10 @@ class DiagView(View):
         assert sound, "checked before"
         return context
 
-    def indices(self, ids: list[str]) -> list[int]:
+    def indices(self, ids: Iterable[str]) -> list[int]:
         """Of those items that there are."""
-        index = self._index
-        return [index[item_id] for item_id in ids if item_id in index]
+        found = map(self.ids.find, ids)
+        return [index for index in found if index is not None]
 
     def decide(self, query: RecommendRequest, decision: int, now_ms: int, word: int, rng: np.random.Generator) -> Made:
         del rng
@@ -111,21 +100,19 @@ class DiagView(View):
         return Made(made, items, shards if items else ())
 
     def numbers_of(self, item: str) -> Sequence[int]:
-        index = self._index.get(item)
+        index = self.ids.find(item)
         return () if index is None else (int(self.numbers[index]),)
 
     def has_number(self, number: int) -> bool:
-        return number in self._index_of_number
+        place = bisect_left(self._sorted, number)
+        return place < len(self._sorted) and self._sorted[place] == number
 
     def shard_of(self, number: int, bank: int) -> int:
         del bank
-        index = self._index_of_number.get(number)
-        if index is not None:
-            return int(self.arrays["shards"][index])
         return shard_of_item(self.entry.number, number, self.shards)
 
     def item(self, item: str) -> ItemInfo:
-        index = self._index.get(item)
+        index = self.ids.find(item)
         if index is None:
             raise errors.unknown_item(self.entry.name, item)
         edges = np.flatnonzero(self.arrays["items"] == index)
@@ -134,16 +121,18 @@ class DiagView(View):
 
     def graph(self) -> Graph:
         a = self.arrays
-        return Graph(a["centroids"], a["indptr"], a["items"], tuple(self.ids))
+        return Graph(a["centroids"], a["indptr"], a["items"], tuple(self.ids.all()))
 
 
 class GraphlessView(View):
-    """A Diag-LinUCB policy before its first graph."""
+    """A Diag-LinUCB policy before its first graph, or a policy of any kind that has no room for its table."""
 
     available = n_items = 0
 
     def decide(self, query: RecommendRequest, decision: int, now_ms: int, word: int, rng: np.random.Generator) -> Made:
         del query, decision, now_ms, word, rng
+        if self.entry.trouble:
+            raise errors.unavailable(self.entry.trouble, 5.0)
         raise errors.no_graph(self.entry.name)
 
     def numbers_of(self, item: str) -> Sequence[int]:

@@ -1,13 +1,15 @@
 """All policies as the newest catalog has them, mapped into this worker.
 
 The catalog's generation is one memory read; when it has changed, the new catalog is read and files that are new are
-mapped. What is the same in both is kept.
+mapped. What is the same in both is kept, so a change of one policy costs little where there are a thousand.
 """
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
+from numpy.typing import NDArray
 
 from server import catalog as catalogs
 from server import errors
@@ -53,7 +55,8 @@ class Views:
             generation = self._host.words[GENERATION]
             try:
                 catalog = _CATALOG.decode(self._folder.find(catalogs.name_of(generation)).read_bytes())
-                made = [make(entry, catalog.shards, self.by_number.get(entry.number)) for entry in catalog.entries]
+                # All files first: making a view takes so long that the agent may swap another table meanwhile.
+                arrays = [self._arrays(entry) for entry in catalog.entries]
                 break
             except FileNotFoundError:  # the agent has swapped it again and unlinked this one
                 time.sleep(0.001)
@@ -61,6 +64,10 @@ class Views:
             if self.generation:
                 return  # what is in use still works; the next call tries again
             raise errors.not_ready()
+        made = [
+            make(entry, its, catalog.shards, self.by_number.get(entry.number))
+            for entry, its in zip(catalog.entries, arrays, strict=True)
+        ]
         self.applied = catalog.applied
         self.by_name = {view.entry.name: view for view in made}
         self.by_number = {view.entry.number: view for view in made}
@@ -69,8 +76,19 @@ class Views:
         self.choose_key()
         self.ordered = any(entry.spec.parameters.get("rule") == "classic" for entry in catalog.entries)
         self._row.keep_policies(self.by_number)
+        for view in made:
+            view.place = None  # where a policy's decisions are counted may have moved
         self.generation = generation
         self._row[SEEN] = generation
+
+    def _arrays(self, entry: Entry) -> dict[str, NDArray[Any]]:
+        """The arrays of an entry's file, mapped now unless they are already. FileNotFoundError: too late."""
+        if not entry.path:
+            return {}
+        before = self.by_number.get(entry.number)
+        if before is not None and before.entry.path == entry.path:
+            return before.arrays
+        return arrays_in(map_file(entry.path), entry.arrays)
 
     def choose_key(self) -> None:
         """Signs with the newest key that has rested; with the oldest where none has."""
@@ -88,12 +106,13 @@ class Views:
         return view
 
 
-def make(entry: Entry, shards: int, before: View | None) -> View:
-    """The view of an entry; `before`, the policy's former view, lends what is the same. FileNotFoundError: too late."""
+def make(entry: Entry, arrays: dict[str, NDArray[Any]], shards: int, before: View | None) -> View:
+    """The view of an entry over its arrays; `before`, the policy's former view, lends what is the same."""
+    if before is not None and before.entry == entry and before.shards == shards:
+        return before
     if not entry.path:
         return GraphlessView(entry, {}, shards)
     same = before is not None and before.entry.path == entry.path
-    arrays = before.arrays if same and before is not None else arrays_in(map_file(entry.path), entry.arrays)
     if entry.spec.is_diag:
         return DiagView(entry, arrays, shards, before if same and isinstance(before, DiagView) else None)
     return ArmsView(entry, arrays, shards)

@@ -74,7 +74,7 @@ def prepare(here: Here, policy: Policy) -> Prepared | None:
     index_of = np.where(mine, -1, -2).astype(np.int32)
     index_of[numbers[member]] = np.flatnonzero(member)
     half_life = policy.spec.diag().half_life_s
-    edges = by_item(graph, member)
+    edges = by_item(graph, member)._replace(serving=np.empty(0, np.uint32))  # the replica's business: 4 bytes an edge
     touched = np.zeros(len(edges.clusters), np.uint8)
     return Diag(policy, index_of, edges, 1000.0 * (half_life or 0.0), touched)
 

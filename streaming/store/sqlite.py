@@ -220,7 +220,11 @@ class SqliteStore:
             put_ms = self._clock()
             known = con.execute("UPDATE blobs SET put_ms = ? WHERE name = ?", (put_ms, name)).rowcount
             if not known:
-                con.execute("INSERT INTO blobs VALUES (?, ?, ?)", (name, put_ms, data))
+                # Not as a parameter: the statement is kept for the next time, and its copy of a graph with it.
+                row = con.execute("INSERT INTO blobs VALUES (?, ?, zeroblob(?))", (name, put_ms, len(data))).lastrowid
+                assert row is not None
+                with con.blobopen("blobs", "data", row) as blob:
+                    blob.write(data)
         return name
 
     def get_blob(self, name: str) -> bytes:

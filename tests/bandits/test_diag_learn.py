@@ -95,7 +95,7 @@ def test_pairs_are_the_formula_and_their_sign_says_fresh() -> None:
     rng = np.random.default_rng(2)
     edges = np.stack([rng.normal(size=40) * 10.0 ** rng.integers(-5, 5, 40), rng.exponential(size=40)], axis=1)
     edges[::3] = 0.0
-    serving, pairs = rng.permutation(40), np.empty((40, 2), np.float32)
+    serving, pairs = rng.permutation(40).astype(np.uint32), np.empty((40, 2), np.float32)
     kernels.refresh_all(edges, 2.0, 3.0, serving, pairs)
     for e in range(40):
         assert_array_equal(pairs[serving[e]], np.array(naive.pair(edges[e, 0], edges[e, 1], 2.0, 3.0), np.float32))

@@ -32,6 +32,7 @@ class Host:
         seed: int = 1,
         log: EventLog | None = None,
         store: ParameterStore | None = None,
+        workers: int = 1,
     ) -> None:
         self.now_ms = 1_000_000
         self.log = log or open_log("memory:", shards, self.clock)
@@ -40,7 +41,7 @@ class Host:
         self.store.create(manifest)
         self.learners = [Learner(shard, self.log, self.store) for shard in range(shards)]
         self.folder = RunFolder(path / "memory", path / "disk")
-        self.host = HostFile.create(self.folder, 1)
+        self.host = HostFile.create(self.folder, workers)
         self.row = self.host.row(0)
         self.replica = Replica(self.store, manifest, self.host, self.folder, self.clock)
         self.views = Views(self.host, self.row, self.folder, self.clock)

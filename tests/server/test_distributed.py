@@ -238,7 +238,7 @@ def test_while_kafka_is_away_servers_say_so_refuse_feedback_at_once_and_recover_
         kafka.resume()
     for http in (site.a, site.b):
         wait_for(lambda http=http: http.get("/readyz").json()["degraded"] == [], 20)
-    # A request that was under way may time out now, and the log is suspected once more: the caller tries again, as told.
+    # A request that was under way may time out now, so that the log is suspected once more: callers try again, as told.
     wait_for(lambda: site.a.post("/v1/feedback", json=row).status_code == 202, 20)
     wait_for(lambda: metric(site.b, 'croupier_distinct_items_shown{policy="away"}') >= 1)
     assert metric(site.b, "croupier_decisions_lost_total") == 0

@@ -249,6 +249,32 @@ def test_banks_are_the_shards_rows(tmp_path: Path, shards: int) -> None:
     assert host.outcomes(number)["applied"] == 60
 
 
+def test_a_bank_that_many_commits_have_changed_is_written_once(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.follow(PolicyPut("h", BANK, ["a", "b"]))
+    versions = host.views.by_name["h"].arrays["versions"]
+    before = int(versions[0, 0])
+    for _ in range(30):
+        host.recommend("h", user=User(segment="all"))
+        host.reward(host.recommend("h", user=User(segment="all")), "a", 1.0)
+        host.outbox.flush()
+        host.learn()
+    host.replica.poll()
+    assert versions[0, 1] - before <= 2, "a reader gives up on a row that never holds still"
+
+
+def test_a_change_of_one_policy_leaves_the_views_of_the_others(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.diag("films", random_graph())
+    host.follow(PolicyPut("h", BANK, ["a", "b"]), PolicyPut("other", BANK, ["a"]))
+    before = dict(host.views.by_name)
+    host.follow(ItemPut("h", "c"))
+    after = host.views.by_name
+    assert [name for name in before if after[name] is before[name]] == ["films", "other"]
+    host.follow(ItemPut("films", random_graph().ids[0], paused=True))
+    assert after["films"] is not host.views.by_name["films"]
+
+
 def test_a_new_arm_makes_a_new_table(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.follow(PolicyPut("h", BANK, ["a", "b"]))
