@@ -196,7 +196,7 @@ def run(
     rounds: int | None = None,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Costs, ratios and worth; seven rounds of 0.1 s for each policy and number of arms (three of 0.05 s when quick)."""
+    """Costs, ratios and worth; seven rounds of 0.1 s for each policy and number of arms, three of 0.05 s when quick."""
     left_out: dict[str, str] = {}
     libraries = opened(peers, folder, left_out)
     try:
