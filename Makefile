@@ -25,7 +25,7 @@ lint: $(READY)        ## ruff and mypy, warnings are errors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)       ## every figure in docs/, measured again
+bench: $(READY)       ## every figure in docs/, measured again: a table, benchmarks/out/report.md and report.png
 	$(BIN)/python -m benchmarks
 
 faults: $(READY)      ## kill -9 under load, 20 times, and 1,000 seeds of simulated crashes

@@ -110,7 +110,9 @@ class Library:
         self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `close` closes it
         self.process = subprocess.Popen(
             [str(python), str(HERE / "peer_calls"), name],
-            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.words},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.words,
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | ONE_THREAD,
         )
         self.ready = selectors.DefaultSelector()

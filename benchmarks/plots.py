@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.table import Row, signs
 
@@ -121,9 +123,13 @@ def bars(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot([at], [y], marker="o" if row.holds else "X", markersize=6 if row.holds else 9, color=colour)
         words = f"{row.number(row.value)} {row.unit}".strip() + f"  (bar {signs(row.asked)})"
         axes.text(
-            *(1.008, y, words if row.holds else f"{words}  MISSED"),
-            **{"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8},
-            color=colour if not row.holds else INK,
+            1.008,
+            y,
+            words if row.holds else f"{words}  MISSED",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            color=INK if row.holds else MISSED,
             fontweight="normal" if row.holds else "bold",
         )
     for x, ha, word in ((0.99, "right", "MISSED"), (1.01, "left", "holds")):
@@ -131,9 +137,7 @@ def bars(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_yticks(range(len(rows)), [f"{row.module}: {row.what}" for row in rows], fontsize=8)
     plain(axes, "times better than its bar (left of 1: missed)", "")
     axes.set_title("Every bar", fontsize=10, loc="left", color=INK)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value).strip("0.")[:1] in "25" else "")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    logarithmic(axes.xaxis)
 
 
 def panel(axes: Axes, spec: dict[str, Any]) -> None:
@@ -148,6 +152,9 @@ def panel(axes: Axes, spec: dict[str, Any]) -> None:
     plain(axes, spec.get("x", ""), spec.get("y", ""))
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text().startswith(OURS) else "normal")
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            logarithmic(axis)
     labels = axes.get_legend_handles_labels()[1]
     rows = 0
     if len(labels) > 1:  # between title and plot, in so many columns as their longest word leaves room for
@@ -155,6 +162,14 @@ def panel(axes: Axes, spec: dict[str, Any]) -> None:
         rows = -(-len(labels) // columns)
         axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=columns)
     axes.set_title(spec["title"], fontsize=10, loc="left", color=INK, pad=6 + 14 * rows)
+
+
+def logarithmic(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade; at 1 alone where there are many."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,), numticks=20))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def style(i: int) -> dict[str, Any]:

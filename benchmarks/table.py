@@ -238,7 +238,8 @@ def found(result: Any, path: str) -> Iterator[tuple[str, float, dict[str, Any]]]
             continue
         star = str(key) if head == "*" else ""
         if rest:
-            yield from ((f"{star} {more}".strip(), *place) for more, *place in found(result[key], rest))
+            for more, value, siblings in found(result[key], rest):
+                yield f"{star} {more}".strip(), value, siblings
         elif isinstance(result[key], int | float):
             yield star, float(result[key]), result
 
