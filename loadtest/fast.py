@@ -18,7 +18,7 @@ seconds. `loadtest.openloop` is the driver with callbacks.
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,8 @@ class Load:
         """Every connection sends the next request as soon as its last is answered, for so long; the answers that are
         still out then are waited for."""
         _check(seconds=seconds)
-        return self._go(requests, int(seconds * RATE_MAX) + 1, np.zeros(0, np.int64), seconds, patience_s)
+        found = self._go(requests, int(seconds * RATE_MAX) + 1, np.zeros(0, np.int64), seconds, patience_s)
+        return replace(found, scheduled=found.scheduled - found.unsent, unsent=0)
 
     def once(self, requests: Requests, patience_s: float = 60.0) -> Outcome:
         """As `closed`, but every request once, however long that takes, at most `patience_s`."""
@@ -193,15 +194,13 @@ class Load:
         with libc.Punctual():
             driver.drive(self._epoll, run, int(seconds * 1e9), int(patience_s * 1e9))
         counts = run.counts
-        issued, timed = int(counts[driver.ISSUED]), len(due) == 0 and patience_s > 0
-        scheduled = issued if timed else n
         return Outcome(
-            scheduled=scheduled,
+            scheduled=n,
             statuses=Counter({int(s): int(run.statuses[s]) for s in np.flatnonzero(run.statuses)}),
             lost=int(counts[driver.LOST]),
             misread=int(counts[driver.MISREAD]),
             unanswered=int(counts[driver.UNANSWERED]),
-            unsent=scheduled - issued,
+            unsent=n - int(counts[driver.ISSUED]),
             reconnects=int(counts[driver.RECONNECTS]),
             dead_connections=int(counts[driver.NOT_RECONNECTED]),
             seconds=max(seconds if len(due) else 0.0, counts[driver.LAST_NS] / 1e9),
