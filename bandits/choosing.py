@@ -10,7 +10,7 @@ fourteen); `bandits.diag_linucb.Serving` builds it and keeps the arrays alive:
               9 ids u32[2N+1]    10 moments f64[2,N]  11 scores f64[N]  12 order i64[3,N]
              13 slate_index u32[N]  14 slate_numbers f64[2,N] = (score, propensity)
              15 settings f64[6] = (alpha, explore_share, randomize_top, fresh_first, fresh_share, mode)
-             16 top f64[MOST]
+             16 top f64[MOST], and lots u64[MOST] behind it
 
 The common choice, one ranking of at most MOST items, is made by bandits/reaching.py; the functions here rank in tiers,
 by sampled scores, or twice, and say what the propensities are.
@@ -251,6 +251,38 @@ def limit(place: NDArray[np.int64], items: NDArray[np.int64], bit: int) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _by_lot(scores: Any, count: int, n: int, ids: Any, word: int, order: Any, top: Any, lots: Any) -> int:
+    """`_best` of scores none of which is below top[n - 1], the n-th best: only equal ones have to be told apart.
+
+    An untaught policy is full of them, so each gets its lot once, and of those that equal the last only the drawn are
+    put in order.
+    """
+    lowest = top[n - 1]
+    above = 0
+    while above < n and top[above] > lowest:
+        above += 1
+    higher, drawn = 0, above
+    for t in range(count):
+        lot = mix(word, TIE + ids[t])
+        if scores[t] > lowest:
+            i, first, higher = higher, 0, higher + 1
+        elif drawn < n:
+            i, first, drawn = drawn, above, drawn + 1
+        elif lot > lots[n - 1]:
+            i, first = n - 1, above
+        else:
+            continue
+        while i > first:
+            before = order[i - 1]
+            if scores[before] > scores[t] or (scores[before] == scores[t] and lots[i - 1] > lot):
+                break
+            order[i], lots[i] = before, lots[i - 1]
+            i -= 1
+        order[i], lots[i] = t, lot
+    return count - n
+
+
+@njit(cache=True, nogil=True)
 def _one_ranking(
     place: Any,
     clusters: Any,
@@ -277,7 +309,8 @@ def _one_ranking(
         differ &= top[i - 1] > top[i]
     n = min(n, count)
     if not differ:
-        return count, n, _best(scores, 0, count, n, ids, word, order), False
+        lots = carray(pointer(place[16] + 8 * MOST, np.uint64), (MOST,))
+        return count, n, _by_lot(scores, count, n, ids, word, order, top, lots), False
     for t in range(count):  # the rank is how many scores are larger: no branch to mispredict
         rank = 0
         for i in range(count):

@@ -173,7 +173,7 @@ class Serving:
             *(_blank_sums(n_items), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
             *(np.empty(2 * n_items + 1, np.uint32), np.empty((2, n_items)), np.empty(n_items)),
             *(np.empty((3, n_items), np.int64), self.index, self.numbers),
-            *(np.array(settings, np.float64), np.empty(MOST)),
+            *(np.array(settings, np.float64), np.empty(2 * MOST)),
         )
         self._arrays = arrays  # the kernel holds addresses only
         kinds = ["i8", "u4", "f4", "u1", "f4", "u1", "u1", "u4", "f8", "f8", "i8", "u4", "f8", "f8", "f8"]

@@ -86,6 +86,8 @@ class HostEngine:
         self.outbox = Outbox(self.row, flush_ms / 1000, loop.call_later)
         self.outbox.send = channel.send
         self.recommender = Recommender(self.views, self.outbox, self.row, clock=clock)
+        self.answer = self.recommender.answer
+        self.count = self.row.request
         self.draining = False
         self._ticker: asyncio.Task[None] | None = None
 
@@ -124,10 +126,6 @@ class HostEngine:
     def recommend(self, query: RecommendRequest) -> Decision:
         """See `Engine.recommend`."""
         return self.recommender.recommend(query)
-
-    def answer(self, query: RecommendRequest) -> bytes | None:
-        """See `Engine.answer`."""
-        return self.recommender.answer(query)
 
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         """See `Engine.feedback`."""
@@ -239,7 +237,3 @@ class HostEngine:
     async def metrics(self) -> bytes:
         """See `Engine.metrics`."""
         return _BYTES.decode(await self.channel.call("metrics"))
-
-    def count(self, route: str, status: int, seconds: float) -> None:
-        """See `Engine.count`."""
-        self.row.request(route, status, seconds)

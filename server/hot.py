@@ -74,7 +74,10 @@ class HotProtocol(Protocol):
                 if self.timeout_keep_alive_task is not None:
                     self._unset_keepalive_if_required()
                 self._began = time.perf_counter()
-                self._answer(known[0], data[end:])
+                if known[0]:
+                    self._recommend(data[end:])
+                else:
+                    self._feed_back(data[end:])
                 return
             self._first = data
         self._turns = TURN_MAX
@@ -161,7 +164,10 @@ class HotProtocol(Protocol):
         is_recommend = len(self.url) == len(RECOMMEND)
         if first is not None and self._caller is None:
             self._remember(first, is_recommend, body)
-        self._answer(is_recommend, body)
+        if is_recommend:
+            self._recommend(body)
+        else:
+            self._feed_back(body)
 
     def _remember(self, read: bytes, is_recommend: bool, body: bytes) -> None:
         end = read.find(b"\r\n\r\n") + 4
@@ -171,15 +177,6 @@ class HotProtocol(Protocol):
             if len(self._heads) >= HEADS_MAX:
                 self._heads.clear()
             self._heads[read[:end]] = is_recommend, len(body)
-
-    def _answer(self, is_recommend: bool, body: bytes) -> None:
-        if is_recommend:
-            self._recommend(body)
-            return
-        self.cycle = cycle = Answering()  # type: ignore[assignment]
-        task = self.loop.create_task(self._feedback(cycle, body, self._began, self._caller))
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
 
     def shutdown(self) -> None:
         self._give_up()
@@ -234,6 +231,12 @@ class HotProtocol(Protocol):
             self._timer = self.loop.call_later(left, self._look_if_idle)
         else:
             self.timeout_keep_alive_handler()
+
+    def _feed_back(self, body: bytes) -> None:
+        self.cycle = cycle = Answering()  # type: ignore[assignment]
+        task = self.loop.create_task(self._feedback(cycle, body, self._began, self._caller))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     async def _feedback(self, cycle: "Answering", body: bytes, began: float, caller: str | None) -> None:
         service, status = self._service, 500
