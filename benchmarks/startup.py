@@ -22,7 +22,7 @@ from loadtest.users import set_up
 from loadtest.worlds import Taste, World, films, headlines
 from server.launch import ServerProcess, StartFailed
 
-BAR_S = 1.5
+BAR_S = 1.0
 
 
 async def first_slate(server: ServerProcess, world: World) -> float:

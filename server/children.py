@@ -6,6 +6,7 @@ A child ends on SIGTERM in its own way, and at once when its parent is gone: the
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -37,6 +38,9 @@ def agent(settings: Settings, folder: RunFolder) -> int:
     """Opens log and store, listens on the run folder's socket until SIGTERM, then appends what is left."""
     from server.agent import Agent
     from server.ipc import AgentServer
+    from server.warm import warm_agent
+
+    warm_agent()
 
     async def run() -> None:
         stopping = _on_sigterm()
@@ -125,7 +129,7 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
         await engine.drain(min(5.0, max(1.0, settings.drain_s)))
         channel.close()
 
-    runner = asyncio.Runner(loop_factory=_loop_factory())
+    runner = asyncio.Runner(loop_factory=loop_factory())
     with runner:
         runner.run(run())
     return 0
@@ -134,7 +138,8 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
 DRAIN_NOTICE_S = 0.2  # /readyz says 503 for so long before the socket closes
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Makes uvloop's loops; None where there is no uvloop."""
     try:
         import uvloop
     except ImportError:  # pragma: no cover - not on this platform
@@ -157,6 +162,7 @@ def run_child(main: Callable[[], int], parent: int, name: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
+    gc.enable()
     code = 1
     try:
         die_with_parent(parent, name)

@@ -18,16 +18,18 @@ import logging
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from server import errors
-from server.agent import Agent
 from server.errors import Problem
 from server.outbox import Outbox, unpack
 from server.writer import problem_of
 from streaming.errors import StreamingError
+
+if TYPE_CHECKING:
+    from server.agent import Agent  # a worker does without it
 
 log = logging.getLogger(__name__)
 HEAD = struct.Struct("<IB3xQ")
@@ -81,7 +83,7 @@ class Frames(asyncio.Protocol):
 class AgentServer:
     """The agent's end."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: "Agent") -> None:
         self._agent = agent
         self._loop = asyncio.get_running_loop()
         self._calls = concurrent.futures.ThreadPoolExecutor(8, "call")

@@ -4,8 +4,10 @@
 
 With log and store of many machines there is no learner here: `croupier learner` processes learn, wherever they run.
 
-It loads what the children need before it forks, so that a child, the first as well as one that is started again, is
-there within milliseconds. Numba's kernels are compiled code in memory by then, shared by all.
+It loads what the children need before it forks, so that one that is started again is there within milliseconds.
+Numba's kernels are compiled code in memory by then, shared by all. At the start the order is the shortest way to the
+first answer: the agent is forked at once and loads its part side by side with us, then come what a worker needs and the
+workers, then everything else and the learner.
 
 Ending: workers (finish requests, hand over decisions), agent (append), learner (learn what is in the log), each within
 its time; then SIGKILL. Children die with their parent (PR_SET_PDEATHSIG), so that nothing is left when it is killed.
@@ -70,6 +72,8 @@ class Child:
 
 def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. Trouble at the start is one sentence on stderr.
+
+    The garbage collector may be off when it is called, and rests until everything is loaded: all of that stays.
 
     A Kafka or a Redis that is away is no trouble: it waits for them, and listens once they are there.
     """
@@ -197,10 +201,12 @@ class Supervisor:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 signal.signal(number, self._told_to_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        preload_loop()
-        for child in (*self._agents, *self._learners):  # they open log and store while we load the rest
-            self._start(child)
-        preload_http()
+        self._start_all(self._agents)  # it loads its part by itself, on another core if there is one
+        preload_worker()
+        self._start_all(self._workers)
+        preload_rest()  # so that whoever starts from now on has everything
+        self._start_all(self._learners)
+        gc.enable()
         ready = False
         deadline = time.monotonic() + READY_WITHIN_S
         while not self._stop:
@@ -247,6 +253,11 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if not child.pid and now >= child.start_at:
+                self._start(child)
+
+    def _start_all(self, children: list[Child]) -> None:
+        for child in children:
+            if not self._stop:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
@@ -323,23 +334,32 @@ def _how(status: int) -> str:
     return f"signal {-code}" if code < 0 else f"status {code}"
 
 
-def preload_loop() -> None:
-    """Imports what agent and learner run, and compiles every kernel, or loads it from its cache."""
-    import server.agent
-    import server.ipc
-    import server.learner_loop  # noqa: F401
-    from server.warm import warm_up
-
-    warm_up()
-    gc.freeze()  # what is here stays: no collection touches, and so copies, the pages that children share
-
-
-def preload_http() -> None:
-    """Imports what a worker runs beside that."""
+def preload_worker() -> None:
+    """Imports what a worker runs, and compiles its kernels, or loads them from their cache."""
     import uvicorn.lifespan.on  # noqa: F401
 
     import server.app
     import server.host
-    import server.protocol  # noqa: F401
+    import server.ipc
+    import server.rehearsal  # noqa: F401
+    from server.children import loop_factory
+    from server.warm import warm_worker
 
+    loop_factory()
+    warm_worker()
+    _settle()
+
+
+def preload_rest() -> None:
+    """What agent and learner run beside that, and every kernel."""
+    import server.agent
+    import server.learner_loop  # noqa: F401
+    from server.warm import warm_up
+
+    warm_up()
+    _settle()
+
+
+def _settle() -> None:
+    """What is here stays: no collection touches, and so copies, the pages that children share."""
     gc.freeze()

@@ -1,5 +1,6 @@
 """`croupier serve`."""
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import click
 
 from server.cli import Wrong
+from server.lean import without_scipy
 from server.settings import ABOUT, DEFAULTS, NAMES, PREFIX, TYPES, Settings, SettingsError, environment, flag, shown
 
 
@@ -50,6 +52,8 @@ def serve(config: str | None, **flags: Any) -> None:
         settings = Settings.load(config, environment(), flags)
     except SettingsError as error:
         raise Wrong(error) from None
-    from server import supervisor  # after the checks: a typing mistake is answered at once
+    gc.disable()  # for the imports, of which nothing goes away; the supervisor enables it again
+    with without_scipy():
+        from server import supervisor  # after the checks: a typing mistake is answered at once
 
     sys.exit(supervisor.run(settings))
