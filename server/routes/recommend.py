@@ -46,8 +46,7 @@ def recommend_bytes(engine: Engine, body: bytes) -> bytes:
 
 def quick_recommend_bytes(engine: Engine, body: bytes) -> bytes:
     """The same, with fewer steps where the request is a usual one."""
-    query = decode(ONE, body)
-    return engine.answer(query) or msgspec.json.encode(engine.recommend(check_query(query)))
+    return engine.answer(body) or recommend_bytes(engine, body)
 
 
 @route(router, "POST", "/v1/recommend", role="recommend", body=RecommendRequest, example=EXAMPLE,
