@@ -1,7 +1,6 @@
 """Small turns of the whole loop in memory, so that its kernels are compiled, or loaded from their cache.
 
-    warm_worker   decide and judge rewards: what a worker runs before its first answer
-    warm_agent    publish: what an agent runs before it shows anything
+    warm_worker   publish tables, decide, judge rewards: all that has to be there for a first answer
     warm_up       all of that, and learning
 
 `python -m server.warm` does it for every kind of policy, and so fills the cache: for an image, or when installing.
@@ -16,7 +15,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bandits import kernels
 from bandits.graph import Graph
 from server import catalog as catalogs
 from server import tables
@@ -43,6 +41,7 @@ from streaming.control import (
 )
 from streaming.prepared import Here
 from streaming.state import State
+from streaming.token import segment_key
 
 USUAL = (PolicySpec(DIAG_LINUCB), PolicySpec("banker"))
 EVERY = (
@@ -126,27 +125,20 @@ def warm_worker(specs: Sequence[PolicySpec] = USUAL) -> None:
         host[GENERATION] = 1
         worker = _Worker(folder, host)
         worker.turn(queries)
-        for table in made:  # a segment's own bank from here on, as it is after its first decision
-            if isinstance(table, tables.ArmsTable):
-                _add_bank(table, state)
+        for table in made:
+            _change(table, state)
         worker.turn(queries)
 
 
-def _add_bank(table: tables.ArmsTable, state: State) -> None:
-    from streaming.token import segment_key
-
+def _change(table: tables.Table, state: State) -> None:
+    """What the first commit changes: an edge; a segment gets a bank of its own."""
+    if not isinstance(table, tables.ArmsTable):
+        table.write(0, state, {"edges": np.zeros(1, np.int64)}, 0)
+        return
     number = table.entry.number
     row = state.append(f"banks/{number}", state[f"banks/{number}"][:1].copy())
     state.append(f"bank_keys/{number}", np.array([[segment_key("all")]], np.uint64))
     table.write(0, state, {"banks": np.array([row])}, 0)
-
-
-def warm_agent() -> None:
-    """Publishes a pair once each way."""
-    edges, pairs = np.zeros((1, 2)), np.zeros((1, 2), np.float32)
-    with without_scipy():
-        kernels.refresh_all(edges, 1.0, 1.0, np.zeros(1, np.uint32), pairs)
-        kernels.refresh(edges, 1.0, 1.0, np.zeros(1, np.uint32), np.zeros(1, np.int64), pairs)
 
 
 def warm_up(specs: Sequence[PolicySpec] = USUAL) -> None:
