@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -63,20 +64,29 @@ def _run_folder() -> Iterator[tuple[RunFolder, HostFile]]:
         yield folder, HostFile.create(folder, 1)
 
 
-def _asked(specs: Sequence[PolicySpec], graph: str) -> tuple[list[ControlRecord], list[RecommendRequest]]:
+class _Asked(NamedTuple):
+    """Requests as the routes ask them, and as the hot path does."""
+
+    queries: list[RecommendRequest]
+    bodies: list[bytes]
+
+
+def _asked(specs: Sequence[PolicySpec], graph: str) -> tuple[list[ControlRecord], _Asked]:
     """Records that make a policy of each of these kinds, and requests to them."""
     records: list[ControlRecord] = [KeyAdd(0, "00" * 32, 0)]
     queries: list[RecommendRequest] = []
+    bodies: list[bytes] = []
     for n, spec in enumerate(specs):
         name = f"{spec.algorithm}-{n}"
         if spec.is_diag:
             records += [PolicyPut(name, spec), GraphPut(name, graph)]
             queries.append(RecommendRequest(name, User(embedding=[1.0, 0.0]), k=1))
             queries.append(RecommendRequest(name, User(clusters=[0, 1]), k=2, exclude=["a"]))
+            bodies.append(b'{"policy":"%b","user":{"clusters":[0,1]},"k":2,"exclude":["a"]}' % name.encode())
         else:
             records.append(PolicyPut(name, spec, ["a", "b"]))
             queries += [RecommendRequest(name, k=2), RecommendRequest(name, k=2, mode="exploit")]
-    return records, queries
+    return records, _Asked(queries, bodies)
 
 
 class _Worker:
@@ -95,9 +105,11 @@ class _Worker:
         self.sent.append(batch)
         return True
 
-    def turn(self, queries: Sequence[RecommendRequest]) -> dict[int, list[bytes]]:
+    def turn(self, asked: _Asked) -> dict[int, list[bytes]]:
         """Decisions, and a reward for each: the rewards' events by shard."""
-        decisions = [self._recommender.recommend(query) for query in queries]
+        decisions = [self._recommender.recommend(query) for query in asked.queries]
+        for body in asked.bodies:
+            self._recommender.answer(body)
         rows = [FeedbackRow(decision.decision_id, decision.items[0].id, 1.0) for decision in decisions]
         _, by_shard = judge(rows, self._views, self._row)
         self._outbox.flush()
@@ -106,7 +118,7 @@ class _Worker:
 
 def warm_worker(specs: Sequence[PolicySpec] = USUAL) -> None:
     """Decides and judges twice for a policy of each of these kinds, from tables in which nothing is learned."""
-    records, queries = _asked(specs, "graph")
+    records, asked = _asked(specs, "graph")
     control, state = ControlState(), State()
     here = Here(0, 1, state, lambda _name: GRAPH.to_bytes())
     for n, record in enumerate(records, 1):
@@ -124,10 +136,10 @@ def warm_worker(specs: Sequence[PolicySpec] = USUAL) -> None:
         folder.write(catalogs.name_of(1), msgspec.msgpack.encode(catalog))
         host[GENERATION] = 1
         worker = _Worker(folder, host)
-        worker.turn(queries)
+        worker.turn(asked)
         for table in made:
             _change(table, state)
-        worker.turn(queries)
+        worker.turn(asked)
 
 
 def _change(table: tables.Table, state: State) -> None:
@@ -153,7 +165,7 @@ def warm_up(specs: Sequence[PolicySpec] = USUAL) -> None:
     log, store = open_log("memory:", shards=1), open_store("memory:")
     manifest = Manifest("warm", log.id, 1, 1)
     store.create(manifest)
-    records, queries = _asked(specs, store.put_blob(GRAPH.to_bytes()))
+    records, asked = _asked(specs, store.put_blob(GRAPH.to_bytes()))
     log.append([(0, events.control_frame(n, to_json(record))) for n, record in enumerate(records, 1)])
     with without_scipy(), _run_folder() as (folder, host):
         learner, replica = Learner(0, log, store), Replica(store, manifest, host, folder)
@@ -161,7 +173,7 @@ def warm_up(specs: Sequence[PolicySpec] = USUAL) -> None:
         replica.load()
         worker = _Worker(folder, host)
         for _ in range(2):  # the second time from banks that are there by then
-            rewards = worker.turn(queries)
+            rewards = worker.turn(asked)
             log.append([(0, events.frame_of(count, data)) for _, count, data in unpack(worker.sent.pop())])
             log.append([(0, events.frame(rewards[0]))])
             learner.poll()

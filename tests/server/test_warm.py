@@ -55,6 +55,8 @@ with tempfile.TemporaryDirectory() as folder:
         for user in (User(embedding=[1.0, 0.0, 0.5, 0.1]), User(clusters=[0, 3], weights=[0.5, 0.5])):
             decision = host.recommend("films", user=user, k=3, exclude=[random_graph().ids[0]])
             host.reward(decision, decision.items[0].id, 1.0)
+        for user in (b'{"embedding": [1.0, 0.0, 0.5, 0.1]}', b'{"clusters": [0, 3], "weights": [0.5, 0.5]}'):
+            assert host.recommender.answer(b'{"policy": "films", "user": %b, "k": 3}' % user)
         decision = host.recommend("h", user=User(segment="s"), k=2)
         host.reward(decision, decision.items[0].id, 1.0)
         print(sorted(loaded() - before))
