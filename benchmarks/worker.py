@@ -18,7 +18,7 @@ import numpy as np
 from bandits.graph import Graph
 from server.host import HostEngine
 from server.replica import Replica
-from server.routes.recommend import quick_recommend_bytes
+from server.routes.recommend import recommend_bytes
 from server.schemas import RecommendRequest
 from server.shared import HostFile, RunFolder
 from server.tables import DiagTable
@@ -64,7 +64,7 @@ def call_of(engine: HostEngine, queries: Sequence[RecommendRequest]) -> tuple[Ca
     """What is called for one decision, and an argument for each query: the one place that knows the worker's path."""
 
     def call(body: bytes) -> bytes:
-        return quick_recommend_bytes(engine, body)
+        return engine.answer(body) or recommend_bytes(engine, body)
 
     return call, [msgspec.json.encode(_given(msgspec.to_builtins(query))) for query in queries]
 

@@ -244,7 +244,8 @@ def read_query(text: int, n_bytes: int, numbers: Any, clusters: Any, given: Any,
 
 
 @njit(cache=True, nogil=True)
-def _same(one: int, other: int, n_bytes: int) -> bool:
+def same(one: int, other: int, n_bytes: int) -> bool:
+    """Whether the bytes at two addresses are."""
     i = 0
     while i < n_bytes and get(one + i, np.uint8) == get(other + i, np.uint8):
         i += 1
@@ -274,7 +275,7 @@ def find_items(listed: Any, first: int, last: int, ids: int, at: int, hashes: An
         while low < hashes.shape[0] and hashes[low] == crc:
             item = np.int64(order[low])
             place = get(at + 8 * item, np.int64)
-            if get(at + 8 * item + 8, np.int64) - place == size + 3 and _same(ids + place + 1, begin, size):
+            if get(at + 8 * item + 8, np.int64) - place == size + 3 and same(ids + place + 1, begin, size):
                 found[n] = item
                 n += 1
                 break

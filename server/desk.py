@@ -32,6 +32,7 @@ class Place:
         blank = Context(
             DIAG, entry.number, 0, 0, view.window_ms, view.default, view.aggregation, 0, True, *_NO_ITEMS, view.lineage
         )
+        self.name = np.frombuffer(entry.name.encode(), np.uint8)
         self.header = np.frombuffer(encode(blank), np.uint8)
         self.middle = np.frombuffer(
             b'","policy":%b,"version":%d,"items":[' % (msgspec.json.encode(entry.name), entry.version), np.uint8
@@ -48,6 +49,7 @@ class Place:
             reply.NUMBERS: arrays["numbers"], reply.SHARDS: arrays["shards"],
             reply.IDS: arrays["ids"], reply.IDS_AT: arrays["ids_at"],
             reply.IDS_HASH: arrays["ids_hash"], reply.IDS_ORDER: arrays["ids_order"],
+            reply.NAME: self.name, reply.NAME_BYTES: len(self.name),
             reply.MIDDLE: self.middle, reply.MIDDLE_BYTES: len(self.middle), reply.HEADER: self.header,
             reply.N_SHARDS: view.shards, reply.COUNTED: row.counted(entry.number),
         }  # fmt: skip
@@ -78,39 +80,41 @@ class Desk:
             reply.SEQUENCES: sequences, reply.CONCERNED: np.zeros(len(sequences), np.uint8),
             reply.PARTS: outbox.parts, reply.FILL: outbox.fill,
         }  # fmt: skip
-        self._words = words_of(self._at)
+        self._words = self._nowhere = words_of(self._at)  # of the policy of the last request; no name is empty
 
     def answer(self, body: bytes, word: int, now_ms: int, stream: int, sequence: int) -> bytes | None:
         """The JSON of the decision, which is handed on and counted; None where nothing was done."""
         n_bytes = len(body)
         if n_bytes > TEXT_BYTES:
             return None
-        self._text[:n_bytes] = body
-        named = reply.ask(self._words, n_bytes)
-        if named == 0:
-            return None
-        at, size = named >> 32, named & 0xFFFFFFFF
         if self._views.generation != self._generation or self._views.signing is not self._signing:
             self._begin_anew()
-        name = body[at : at + size]
-        place = self._places.get(name) or self._place(name)
-        if place is None:
-            return None
-        size = reply.reply(place.words, word, now_ms, stream, sequence)
+        self._text[:n_bytes] = body
+        size = reply.reply(self._words, n_bytes, word, now_ms, stream, sequence)
+        if size < 0:  # the policy is not that of the last request
+            at = -size >> 32
+            if not self._turn_to(body[at : at + (-size & 0xFFFFFFFF)]):
+                return None
+            size = reply.reply(self._words, n_bytes, word, now_ms, stream, sequence)
         return bytes(self._answer[:size]) if size else None
 
     def _begin_anew(self) -> None:
         """Another catalog, or another key that signs."""
         self._places, self._generation, self._signing = {}, self._views.generation, self._views.signing
+        self._words = self._nowhere
         assert self._signing is not None, "the first catalog has a key"
         mac.keyed(self._signing[1], self._signing[0], self._key)
 
-    def _place(self, name: bytes) -> Place | None:
-        view = self._views.by_name.get(name.decode(errors="replace"))
-        if not isinstance(view, DiagView):
-            return None
-        place = self._places[name] = Place(view, self._at, self._row)
-        return place
+    def _turn_to(self, name: bytes) -> bool:
+        """To the place of the policy of this name, if there is one that answers come from here for."""
+        place = self._places.get(name)
+        if place is None:
+            view = self._views.by_name.get(name.decode(errors="replace"))
+            if not isinstance(view, DiagView):
+                return False
+            place = self._places[name] = Place(view, self._at, self._row)
+        self._words = place.words
+        return True
 
 
 def words_of(at: Mapping[int, Any]) -> NDArray[np.int64]:

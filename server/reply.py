@@ -28,7 +28,7 @@ from streaming.token import HEADER_SIZE, MAC_SIZE
 from streaming.writing import event_bytes, write_base64, write_decision, write_payload
 
 PARTS_HEAD = 16
-PLACES = 37
+PLACES = 39
 (
     PLACE, AVAILABLE,  # of `choose`; items that are not paused
     TEXT, ASKED, CLUSTERS, GIVEN, EMBEDDING, LISTED,  # of server/asking.py
@@ -36,6 +36,7 @@ PLACES = 37
     CENTROIDS, DIM, PRODUCTS, SHORTLIST, SIMILARITY, ROOM_OF_SHORTLIST, PER_USER,  # of `nearest`
     TEMPERATURE,  # f64[1]
     NUMBERS, SHARDS, IDS, IDS_AT, IDS_HASH, IDS_ORDER,  # of items: u32[N], u16[N]; the rest see server/ids.py
+    NAME, NAME_BYTES,  # of the policy
     MIDDLE, MIDDLE_BYTES,  # of the answer, between token and items
     HEADER,  # u8[36] of a payload, see streaming/token.py, without what differs from one decision to the next
     KEY,  # u64[9] of streaming/mac.py
@@ -58,7 +59,7 @@ _ITEM_BYTES = 30 + 2 * ROOM  # of an item beside its id
 
 
 @njit(cache=True, nogil=True)
-def ask(desk: Any, n_bytes: int) -> int:
+def _ask(desk: Any, n_bytes: int) -> int:
     """Read the body of n_bytes at TEXT. Where the policy's name is in it, and behind 32 bits its length; 0: unusual."""
     numbers = carray(pointer(desk[ASKED], np.int64), (asking.NUMBERS,))
     usual = asking.read_query(
@@ -212,8 +213,18 @@ def _has_room(desk: Any, m: int, slate: Any) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def reply(desk: Any, word: int, now_ms: int, stream: int, sequence: int) -> int:
-    """Decide what was asked, hand the decision on, count it, and write the answer; its size, or 0: nothing was done."""
+def reply(desk: Any, n_bytes: int, word: int, now_ms: int, stream: int, sequence: int) -> int:
+    """Read the body of n_bytes at TEXT, decide, hand the decision on, count it, and write the answer; its size.
+
+    Else nothing was done: 0; or, where another policy is asked, what `_ask` says, below 0.
+    """
+    named = _ask(desk, n_bytes)
+    if named == 0:
+        return 0
+    if named & 0xFFFFFFFF != desk[NAME_BYTES] or not asking.same(
+        desk[TEXT] + (named >> 32), desk[NAME], desk[NAME_BYTES]
+    ):
+        return -named
     numbers = carray(pointer(desk[ASKED], np.int64), (asking.NUMBERS,))
     place = carray(pointer(desk[PLACE], np.int64), (CHOOSE_PLACES,))
     clusters = carray(pointer(desk[CLUSTERS], np.uint32), (asking.CLUSTERS_MAX,))
