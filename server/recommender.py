@@ -21,6 +21,7 @@ from server.views import Views
 from streaming import events, token
 from streaming.log import wall_clock
 
+WORDS = 256
 STREAM_MAX_MS = 12 * 3_600_000  # the learner forgets a stream that was silent for a day
 
 
@@ -42,8 +43,8 @@ class Recommender:
         self._clock = clock
         self._of_shard = np.zeros(SHARDS_MAX, np.uint32)
         self._desk = Desk(views, outbox, row, self._of_shard)
-        self._raw = self._rng.bit_generator.random_raw
-        self._word = int(self._raw()) >> 1  # the next decision's
+        self._words: list[int] = []  # random bits for the decisions to come
+        self._word = self._draw()
         self._begin_stream()
 
     def _begin_stream(self) -> None:
@@ -90,4 +91,9 @@ class Recommender:
 
     def _next(self) -> None:
         self._sequence += 1
-        self._word = int(self._raw()) >> 1
+        self._word = self._words.pop() if self._words else self._draw()
+
+    def _draw(self) -> int:
+        """63 random bits, and more of them for later: one by one they cost as much as writing the token."""
+        self._words = (self._rng.bit_generator.random_raw(WORDS) >> 1).tolist()
+        return self._words.pop()
