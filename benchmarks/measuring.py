@@ -16,7 +16,6 @@ import numpy as np
 from benchmarks.processes import Clock, settle
 from loadtest.fast import Load, Outcome, Requests
 
-
 QUANTILES = (50, 90, 99, 99.9)  # percent
 
 
