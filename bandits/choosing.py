@@ -7,7 +7,7 @@ fourteen); `bandits.diag_linucb.Serving` builds it and keeps the arrays alive:
 
     place[ ]  0 indptr i64[C+1]   1 items u32[E]   2 pairs f32[E,2]   3 paused u8[N]   4 C   5 N
               6 sums f32[N',2]    7 marks u8[N]    8 gate u8[N]       (scratch; blank or zero between calls)
-              9 ids u32[2N+1]    10 moments f64[2,N]  11 scores f64[N]  12 order i64[3,N]
+              9 ids u32[2N'+1]   10 moments f64[2,N']  11 scores f64[N]  12 order i64[3,N]   (N': N in whole blocks)
              13 slate_index u32[N]  14 slate_numbers f64[2,N] = (score, propensity)
              15 settings f64[6] = (alpha, explore_share, randomize_top, fresh_first, fresh_share, mode)
              16 top f64[MOST], and lots u64[MOST] behind it
