@@ -16,6 +16,7 @@ import concurrent.futures
 import contextlib
 import logging
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,11 @@ ANSWER_S = 30.0  # an agent that is stopped, or waits for its disk so long, must
 _AWAY = "The agent, which writes the event log, is away; it is being started again."
 
 
+def frame(kind: int, number: int, body: bytes = b"") -> bytes:
+    """The bytes of one frame."""
+    return HEAD.pack(len(body), kind, number) + body
+
+
 class Frames(asyncio.Protocol):
     """One end of a connection: whole frames go to `received(kind, number, body)`, its end to `lost()`."""
 
@@ -57,9 +63,13 @@ class Frames(asyncio.Protocol):
 
     def send(self, kind: int, number: int, body: bytes = b"") -> bool:
         """False where the connection is gone."""
+        return self.write(frame(kind, number, body))
+
+    def write(self, frames: bytes) -> bool:
+        """The same for whole frames, one after another."""
         if self._transport is None or self._transport.is_closing():
             return False
-        self._transport.write(HEAD.pack(len(body), kind, number) + body)
+        self._transport.write(frames)
         return True
 
     def close(self) -> None:
@@ -81,7 +91,7 @@ class Frames(asyncio.Protocol):
 
 
 class AgentServer:
-    """The agent's end."""
+    """The agent's end. What one append has settled goes to each connection in one write."""
 
     def __init__(self, agent: "Agent") -> None:
         self._agent = agent
@@ -89,6 +99,8 @@ class AgentServer:
         self._calls = concurrent.futures.ThreadPoolExecutor(8, "call")
         self._scrapes = concurrent.futures.ThreadPoolExecutor(1, "scrape")  # they wait for nobody who changes something
         self._connections: set[Frames] = set()
+        self._settled: deque[tuple[Frames, bytes]] = deque()  # answers of the writer's thread
+        self._told = False  # the loop, that there are some
         self._server: asyncio.Server | None = None
 
     async def start(self, path: Path) -> None:
@@ -118,16 +130,29 @@ class AgentServer:
         decisions = kind == DECISIONS
 
         def done(error: Exception | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(answer, error)
-
-        def answer(error: Exception | None) -> None:
             if error is None:
-                connection.send(CONFIRMED if decisions else DONE, number)
+                self._settle(connection, frame(CONFIRMED if decisions else DONE, number))
             elif not decisions:
-                connection.send(PROBLEM, number, _packed(problem_of(error)))
+                self._settle(connection, frame(PROBLEM, number, _packed(problem_of(error))))
 
         self._agent.writer.submit(list(unpack(body)), done, keep=decisions)
+
+    def _settle(self, connection: Frames, answer: bytes) -> None:
+        """Called from any thread."""
+        self._settled.append((connection, answer))
+        if not self._told:
+            self._told = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._told = False  # first: what is settled from here on is told again, or still in time
+        answers: dict[Frames, list[bytes]] = {}
+        while self._settled:
+            connection, answer = self._settled.popleft()
+            answers.setdefault(connection, []).append(answer)
+        for connection, parts in answers.items():
+            connection.write(b"".join(parts))
 
     async def _call(self, connection: Frames, number: int, body: bytes) -> None:
         method, args = msgspec.msgpack.decode(body)
