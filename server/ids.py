@@ -81,6 +81,13 @@ class Ids(Sequence[str]):
         found = self._found.get(item_id)
         return self._look_up(item_id) if found is None else found
 
+    def find_all(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The index of each, -1 where there is no such item."""
+        found: Sequence[int | None] = list(map(self._found.get, item_ids))
+        if None in found:
+            found = [-1 if (index := self.find(item_id)) is None else index for item_id in item_ids]
+        return np.array(found, np.int64)
+
     def _look_up(self, item_id: str) -> int | None:
         wanted = zlib.crc32(item_id.encode(errors="replace"))
         place = bisect_left(self._hash, wanted)

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -175,17 +175,14 @@ def _packed(problem: Problem) -> bytes:
     return msgspec.msgpack.encode([problem.status, problem.title, problem.detail, problem.field, problem.retry_after])
 
 
+Answered = Callable[[bytes | Problem], None]
+
+
 class Asked(NamedTuple):
     """Who waits for an answer of the agent, and the timer that ends it."""
 
-    waiters: Sequence[asyncio.Future[bytes]]
+    answered: Answered
     late: asyncio.TimerHandle
-
-
-def _fail(waiters: Sequence[asyncio.Future[bytes]], problem: Problem) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_exception(problem)
 
 
 class SocketChannel:
@@ -197,7 +194,6 @@ class SocketChannel:
         self._loop = asyncio.get_running_loop()
         self._connection: Frames | None = None
         self._waiting: dict[int, Asked] = {}
-        self._gathered: list[tuple[bytes, asyncio.Future[bytes]]] = []  # rewards of this turn of the loop
         self._number = 0
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -235,10 +231,10 @@ class SocketChannel:
             return
         self._connection = None
         self.linked(False)
-        for asked in self._waiting.values():
+        waiting, self._waiting = self._waiting, {}
+        for asked in waiting.values():
             asked.late.cancel()
-            _fail(asked.waiters, errors.in_doubt("The agent, which writes the event log, ended meanwhile."))
-        self._waiting.clear()
+            asked.answered(errors.in_doubt("The agent, which writes the event log, ended meanwhile."))
         if not self._closed:
             self._task = self._loop.create_task(self._connect())
 
@@ -249,49 +245,41 @@ class SocketChannel:
             self.outbox.confirmed(number)
             return
         asked = self._waiting.pop(number, None)
-        if asked is None:
-            return
-        asked.late.cancel()
-        if kind != DONE:
-            _fail(asked.waiters, Problem(*msgspec.msgpack.decode(body)))
-            return
-        for waiter in asked.waiters:
-            if not waiter.done():
-                waiter.set_result(body)
+        if asked is not None:
+            asked.late.cancel()
+            asked.answered(body if kind == DONE else Problem(*msgspec.msgpack.decode(body)))
 
     def send(self, number: int, batch: bytes) -> bool:
         """See `Channel.send`."""
         return self._connection is not None and self._connection.send(DECISIONS, number, batch)
 
-    async def _ask(self, kind: int, body: bytes) -> bytes:
-        waiter: asyncio.Future[bytes] = self._loop.create_future()
-        self._send(kind, body, [waiter])
-        return await waiter
-
-    def _send(self, kind: int, body: bytes, waiters: Sequence[asyncio.Future[bytes]]) -> None:
+    def _ask(self, kind: int, body: bytes, answered: Answered) -> None:
         self._number += 1
         if self._connection is None or not self._connection.send(kind, self._number, body):
-            _fail(waiters, errors.unavailable(_AWAY))
+            answered(errors.unavailable(_AWAY))
             return
         late = self._loop.call_later(self._answer_s, self._late, self._number)
-        self._waiting[self._number] = Asked(waiters, late)
+        self._waiting[self._number] = Asked(answered, late)
 
     def _late(self, number: int) -> None:
         what = f"The agent, which writes the event log, has not answered for {self._answer_s:g} s."
-        _fail(self._waiting.pop(number).waiters, errors.in_doubt(what))
+        self._waiting.pop(number).answered(errors.in_doubt(what))
 
-    async def rewards(self, batch: bytes) -> None:
-        """See `Channel.rewards`. What comes in the same turn of the loop goes to the agent together."""
-        waiter: asyncio.Future[bytes] = self._loop.create_future()
-        if not self._gathered:
-            self._loop.call_soon(self._send_gathered)
-        self._gathered.append((batch, waiter))
-        await waiter
-
-    def _send_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        self._send(REWARDS, b"".join([batch for batch, _ in gathered]), [waiter for _, waiter in gathered])
+    def rewards(self, batch: bytes, done: Callable[[Problem | None], None]) -> None:
+        """See `Channel.rewards`."""
+        self._ask(REWARDS, batch, lambda found: done(found if isinstance(found, Problem) else None))
 
     async def call(self, method: str, *args: Any) -> bytes:
         """See `Channel.call`."""
-        return await self._ask(CALL, msgspec.msgpack.encode([method, args]))
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+
+        def answered(found: bytes | Problem) -> None:
+            if waiter.done():  # who asked is gone
+                return
+            if isinstance(found, Problem):
+                waiter.set_exception(found)
+            else:
+                waiter.set_result(found)
+
+        self._ask(CALL, msgspec.msgpack.encode([method, args]), answered)
+        return await waiter

@@ -10,6 +10,15 @@ from server.ipc import REWARDS, Frames, SocketChannel
 from server.outbox import Outbox, pack
 from server.shared import HostFile, RunFolder
 
+
+async def rewards(channel: SocketChannel) -> None:
+    """Returns after the durable append of a batch; raises Problem."""
+    found: asyncio.Future[Problem | None] = asyncio.get_running_loop().create_future()
+    channel.rewards(BATCH, found.set_result)
+    if (problem := await found) is not None:
+        raise problem
+
+
 BATCH = pack({0: [b"8 bytes."]})
 
 
@@ -20,7 +29,7 @@ async def test_a_request_under_way_when_the_agent_ends_is_in_doubt(tmp_path: Pat
     channel.open(Outbox(host.row(0), 0.01, loop.call_later))
     try:
         with pytest.raises(Problem) as caught:
-            await channel.rewards(BATCH)
+            await rewards(channel)
         assert (caught.value.status, caught.value.title) == (503, "Unavailable"), "it was not even sent"
 
         got: list[int] = []
@@ -36,7 +45,7 @@ async def test_a_request_under_way_when_the_agent_ends_is_in_doubt(tmp_path: Pat
             while problem.title == "Unavailable":  # until it has connected
                 await asyncio.sleep(0.005)
                 with pytest.raises(Problem) as caught:
-                    await channel.rewards(BATCH)
+                    await rewards(channel)
                 problem = caught.value
         assert got == [REWARDS]
         assert (problem.status, problem.title, problem.retry_after) == (503, "In doubt", 1.0)
@@ -63,7 +72,7 @@ async def test_an_agent_that_does_not_answer_is_not_waited_for_without_end(tmp_p
             while title == "Unavailable":  # until it has connected
                 await asyncio.sleep(0.005)
                 with pytest.raises(Problem) as caught:
-                    await channel.rewards(BATCH)
+                    await rewards(channel)
                 title = caught.value.title
         assert (title, got) == ("In doubt", [REWARDS])
         assert not channel._waiting
