@@ -70,3 +70,23 @@ def bits(typingctx, value):  # type: ignore[no-untyped-def]  # pragma: no cover 
         return builder.bitcast(args[0], ir.IntType(64))
 
     return types.uint64(types.float64), codegen
+
+
+@intrinsic
+def from_bits(typingctx, word):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """The float64 of these bits, a uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.uint64), codegen
+
+
+@intrinsic
+def leading_zeros(typingctx, word):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Of a uint64 that is not 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), codegen

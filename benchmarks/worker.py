@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from bandits.graph import Graph
 from server.host import HostEngine
 from server.replica import Replica
+from server.routes.recommend import recommend_bytes
 from server.schemas import RecommendRequest
 from server.shared import HostFile, RunFolder
 from server.tables import DiagTable
@@ -60,7 +62,18 @@ class Channel:
 
 def call_of(engine: HostEngine, queries: Sequence[RecommendRequest]) -> tuple[Callable[[Any], object], list[Any]]:
     """What is called for one decision, and an argument for each query: the one place that knows the worker's path."""
-    return engine.recommend, list(queries)
+
+    def call(body: bytes) -> bytes:
+        return engine.answer(body) or recommend_bytes(engine, body)
+
+    return call, [msgspec.json.encode(_given(msgspec.to_builtins(query))) for query in queries]
+
+
+def _given(tree: Any) -> Any:
+    """Without members that are null, as clients send it."""
+    if isinstance(tree, dict):
+        return {name: _given(value) for name, value in tree.items() if value is not None}
+    return tree
 
 
 @contextmanager

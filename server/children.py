@@ -38,9 +38,6 @@ def agent(settings: Settings, folder: RunFolder) -> int:
     """Opens log and store, listens on the run folder's socket until SIGTERM, then appends what is left."""
     from server.agent import Agent
     from server.ipc import AgentServer
-    from server.warm import warm_agent
-
-    warm_agent()
 
     async def run() -> None:
         stopping = _on_sigterm()

@@ -1,8 +1,12 @@
-"""A float64 as JSON writes it: the shortest digits that are read back as the same number, as a kernel.
+"""A float64 as JSON writes it and reads it, as kernels.
 
-Schubfach (Raffaello Giulietti, "The Schubfach way to render doubles", 2020): one multiplication by a power of ten from
-a table, for the number and for both halves of the way to its neighbours, finds the shortest decimal between them.
+Written are the shortest digits that are read back as the same number. Schubfach (Raffaello Giulietti, "The Schubfach
+way to render doubles", 2020): one multiplication by a power of ten from a table, for the number and for both halves of
+the way to its neighbours, finds the shortest decimal between them.
 Spelled as `msgspec.json.encode` spells it: 0.00001 to 1000000000000000.0 in full, else 1.5e-6, 1.5e16.
+
+Read are numbers of up to 19 digits, by one multiplication with the same table; where that leaves open which float64 is
+the nearest, the number is left to somebody else.
 """
 
 from typing import Any
@@ -11,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from bandits.raw import bits, product, put
+from bandits.raw import bits, from_bits, get, leading_zeros, product, put
 
 ROOM = 32  # bytes that `write_number` may use
 _LEAST, _MOST = -292, 324  # powers of ten that occur
@@ -30,6 +34,7 @@ def _powers() -> NDArray[np.uint64]:
 
 _POWERS = _powers()
 _PAIRS = np.frombuffer(b"".join(b"%02d" % i for i in range(100)), "<u2").copy()  # two digits
+_TENS = np.array([10.0**n for n in range(23)])  # all exact
 _U = np.uint64
 
 
@@ -176,3 +181,91 @@ def _ten_to(n: int) -> Any:
     for _ in range(n):
         power *= _U(10)
     return power
+
+
+@njit(cache=True, nogil=True)
+def nearest_float(digits: Any, power: int) -> Any:
+    """(digits * 10^power as the nearest float64, True), or (0, False) where that was not found."""
+    if digits == 0:
+        return 0.0, True
+    if digits < _U(1 << 53) and -22 <= power <= 22:  # both are exact, so one rounding is right
+        x = np.float64(digits)
+        return (x * _TENS[power] if power >= 0 else x / _TENS[-power]), True
+    if not _LEAST <= power <= _MOST - 20:
+        return 0.0, False
+    zeros = leading_zeros(digits)
+    word = digits << _U(zeros)
+    high, low = product(word, _POWERS[power - _LEAST, 0])
+    carry, _ = product(word, _POWERS[power - _LEAST, 1])
+    low += carry
+    high += _U(low < carry)
+    exponent = (power * 1741647 >> 19) + 63 - zeros
+    if high >> _U(63):
+        exponent += 1
+        low = high << _U(63) | low >> _U(1)
+        high >>= _U(1)
+    kept, rest, half = high >> _U(10), high & _U(0x3FF), _U(0x200)
+    # (high, low) is off by less than 4 in its last place.
+    unclear = (rest == half and low <= _U(4)) or (rest == half - _U(1) and low >= _U(0xFFFFFFFFFFFFFFFB))
+    kept += _U(rest >= half)
+    if kept >> _U(53):
+        kept >>= _U(1)
+        exponent += 1
+    if unclear or not -1022 <= exponent <= 1023:
+        return 0.0, False
+    return from_bits(_U(exponent + 1023) << _U(52) | kept & _U((1 << 52) - 1)), True
+
+
+@njit(cache=True, nogil=True)
+def digit(at: int) -> Any:
+    """The value of the digit at this address; above 9 where there is none."""
+    return np.int64(np.uint8(get(at, np.uint8) - np.uint8(48)))
+
+
+@njit(cache=True, nogil=True)
+def read_number(at: int) -> Any:
+    """(the JSON number from address `at` on, the address after it), or (0, 0) where it is none, or an unusual one.
+
+    Something that is no part of a number has to end it.
+    """
+    negative = get(at, np.uint8) == 45
+    at += negative
+    digits, n, power = _U(0), 0, 0
+    d = digit(at)
+    if d > 9 or (d == 0 and digit(at + 1) <= 9):
+        return 0.0, 0
+    while d <= 9:
+        digits = digits * _U(10) + _U(d)
+        n += n > 0 or d > 0
+        at += 1
+        d = digit(at)
+    if get(at, np.uint8) == 46:
+        at += 1
+        d = digit(at)
+        if d > 9:
+            return 0.0, 0
+        while d <= 9:
+            digits = digits * _U(10) + _U(d)
+            n += n > 0 or d > 0
+            power -= 1
+            at += 1
+            d = digit(at)
+    if n > 19:
+        return 0.0, 0
+    if get(at, np.uint8) | 32 == 101:
+        at += 1
+        sign = get(at, np.uint8)
+        at += sign == 43 or sign == 45
+        d = digit(at)
+        if d > 9:
+            return 0.0, 0
+        by = 0
+        while d <= 9:
+            by = min(10 * by + d, 10_000)
+            at += 1
+            d = digit(at)
+        power += -by if sign == 45 else by
+    value, found = nearest_float(digits, power)
+    if not found:
+        return 0.0, 0
+    return (-value if negative else value), at

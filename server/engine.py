@@ -76,10 +76,9 @@ class Engine(Protocol):
         """Choose and hand the decision to the agent; no I/O, no waiting."""
         ...
 
-    def answer(self, query: RecommendRequest) -> bytes | None:
-        """The JSON of `recommend`, or None and nothing has happened: then `recommend` has to be asked.
-
-        This is how the hot path asks, of queries that only their types were checked of.
+    def answer(self, body: bytes) -> bytes | None:
+        """The JSON of `recommend` for a request as it came, unchecked; None, and nothing has happened, where it is no
+        usual one: then it has to be read and checked, and `recommend` be asked. This is how the hot path asks.
         """
         ...
 

@@ -32,7 +32,7 @@ from server import errors
 from server.protocol import Protocol
 from server.routes.common import JSON, Service, is_json, problem_response
 from server.routes.feedback import ONE_ACCEPTED, feedback_bytes, problem_of, quick_row
-from server.routes.recommend import quick_recommend_bytes
+from server.routes.recommend import recommend_bytes
 from server.schemas import ACCEPTED, Verdict
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,8 @@ class HotProtocol(Protocol):
         try:
             if self._caller is not None:
                 service.limit.check(self._caller)
-            answer = quick_recommend_bytes(service.engine, body)
+            engine = service.engine
+            answer = engine.answer(body) or recommend_bytes(engine, body)
         except Exception as error:
             status = self._refuse_with(error, RECOMMEND, keep_alive=True)
         else:

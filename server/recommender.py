@@ -17,11 +17,11 @@ from server.outbox import Outbox
 from server.schemas import Decision, RecommendRequest
 from server.settings import SHARDS_MAX
 from server.shared import Row
-from server.view_diag import DiagView
 from server.views import Views
 from streaming import events, token
 from streaming.log import wall_clock
 
+WORDS = 256
 STREAM_MAX_MS = 12 * 3_600_000  # the learner forgets a stream that was silent for a day
 
 
@@ -42,9 +42,9 @@ class Recommender:
         self._rng = np.random.default_rng() if rng is None else rng
         self._clock = clock
         self._of_shard = np.zeros(SHARDS_MAX, np.uint32)
-        self._desk = Desk(outbox, row, self._of_shard)
-        self._raw = self._rng.bit_generator.random_raw
-        self._word = int(self._raw()) >> 1  # the next decision's
+        self._desk = Desk(views, outbox, row, self._of_shard)
+        self._words: list[int] = []  # random bits for the decisions to come
+        self._word = self._draw()
         self._begin_stream()
 
     def _begin_stream(self) -> None:
@@ -78,22 +78,12 @@ class Recommender:
         self._row.decided(view.entry.number, made.context.mode)
         return Decision(token.sign(payload, secret), query.policy, view.entry.version, made.items)
 
-    def answer(self, query: RecommendRequest) -> bytes | None:
-        """The JSON of `recommend`, by one kernel; None, and nothing has happened, where the request is not a usual one.
-
-        The query need not be checked (`server.bodies.check_query`): one that is unsound is no usual one.
-        """
+    def answer(self, body: bytes) -> bytes | None:
+        """The answer's body to a request's, by kernels; None, and nothing has happened, where it is no usual one."""
         if not self.views.generation or self._outbox.is_full:
             return None
         self.views.refresh()
-        view = self.views.by_name.get(query.policy)
-        if not isinstance(view, DiagView):
-            return None
-        now_ms = self._now_ms()
-        assert self.views.signing is not None, "the first catalog has a key"
-        answer = self._desk.answer(
-            view, query, self.views.signing, self._word, now_ms, self._stream << 32 | self._sequence
-        )
+        answer = self._desk.answer(body, self._word, self._now_ms(), self._stream, self._sequence)
         if answer is not None:
             self._next()
             self._outbox.filled()
@@ -101,4 +91,9 @@ class Recommender:
 
     def _next(self) -> None:
         self._sequence += 1
-        self._word = int(self._raw()) >> 1
+        self._word = self._words.pop() if self._words else self._draw()
+
+    def _draw(self) -> int:
+        """63 random bits, and more of them for later: one by one they cost as much as writing the token."""
+        self._words = (self._rng.bit_generator.random_raw(WORDS) >> 1).tolist()
+        return self._words.pop()

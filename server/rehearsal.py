@@ -134,8 +134,8 @@ class _Engine:
     def recommend(self, query: RecommendRequest) -> Decision:
         return Decision("d", query.policy, 1, [])
 
-    def answer(self, query: RecommendRequest) -> None:
-        del query
+    def answer(self, body: bytes) -> None:
+        del body
 
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         return [ACCEPTED for _ in rows]

@@ -1,15 +1,12 @@
 """One Diag-LinUCB recommendation in one kernel: from the numbers of a request to the bytes of its answer.
 
-    asked --context--> clusters, weights --choose--> slate --payload, MAC--> token --> {"decision_id":"...", ...}
-                                                              `--> an event for each shard concerned --> outbox
+    text --ask--> numbers --context--> clusters, weights --choose--> slate --payload, MAC--> token --> the answer
+                                                                       `--> an event for each shard --> the outbox
 
 What `server.view_diag` does in steps that can be read, with structs, is done here without an object; both call the same
 `choose`, and tests/server/test_reply.py compares bytes, events and counters. Where anything is unusual nothing is
 changed and the answer is 0: then those steps are taken, and they say what was wrong.
 
-    asked   i64[HEAD]: m clusters, weights (m or 0), dim of the embedding (0 without), excluded, candidates,
-            k, mode (-1: the policy's), random word, now_ms, decision number;
-            then u64 clusters[m], f64 weights, or f32 embedding[dim] up to a word; then i64 excluded[], candidates[]
     desk    i64[PLACES]: where all arrays lie (the names below)
     parts   what the outbox gathers: shard i32 | events u32 | bytes u32 | zero u32 | the event, again and again
 """
@@ -20,24 +17,26 @@ import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 
 from bandits.choosing import CANDIDATE, EXCLUDED, choose, limit
+from bandits.choosing import PLACES as CHOOSE_PLACES
 from bandits.nearest import LANES, nearest, quantise
 from bandits.raw import copy, get, put
 from bandits.reaching import pointer
+from server import asking
 from server.decimals import ROOM, write_number
 from streaming.mac import mac
 from streaming.token import HEADER_SIZE, MAC_SIZE
 from streaming.writing import event_bytes, write_base64, write_decision, write_payload
 
-HEAD = 10
-CLUSTERS_MAX = 64  # of a user, or 0 is the answer
 PARTS_HEAD = 16
+PLACES = 39
 (
-    PLACE,  # of `choose`
-    ASKED,
-    CLUSTERS, WEIGHTS,  # u32, u16 [CLUSTERS_MAX], scratch
+    PLACE, AVAILABLE,  # of `choose`; items that are not paused
+    TEXT, ASKED, CLUSTERS, GIVEN, EMBEDDING, LISTED,  # of server/asking.py
+    WEIGHTS, FOUND,  # u16[CLUSTERS_MAX], i64[LISTED_MAX], scratch
     CENTROIDS, DIM, PRODUCTS, SHORTLIST, SIMILARITY, ROOM_OF_SHORTLIST, PER_USER,  # of `nearest`
     TEMPERATURE,  # f64[1]
-    NUMBERS, SHARDS, IDS, IDS_AT,  # of items: u32[N], u16[N], their ids as a JSON list, i64[N+1] where each begins
+    NUMBERS, SHARDS, IDS, IDS_AT, IDS_HASH, IDS_ORDER,  # of items: u32[N], u16[N]; the rest see server/ids.py
+    NAME, NAME_BYTES,  # of the policy
     MIDDLE, MIDDLE_BYTES,  # of the answer, between token and items
     HEADER,  # u8[36] of a payload, see streaming/token.py, without what differs from one decision to the next
     KEY,  # u64[9] of streaming/mac.py
@@ -46,8 +45,7 @@ PARTS_HEAD = 16
     N_SHARDS, SEQUENCES, CONCERNED,  # u32[P], the next decision's number in each shard; u8[P] zeros between calls
     PARTS, FILL,  # u8[fill[1]]; i64[2], fill[0] bytes of it are in use
     COUNTED,  # u64[3], decisions of this policy by mode
-) = range(29)  # fmt: skip
-PLACES = 29
+) = range(PLACES)  # fmt: skip
 
 
 def _word(text: bytes) -> Any:
@@ -61,16 +59,33 @@ _ITEM_BYTES = 30 + 2 * ROOM  # of an item beside its id
 
 
 @njit(cache=True, nogil=True)
-def _context(desk: Any, asked: Any, clusters: Any, weights: Any) -> int:
+def _ask(desk: Any, n_bytes: int) -> int:
+    """Read the body of n_bytes at TEXT. Where the policy's name is in it, and behind 32 bits its length; 0: unusual."""
+    numbers = carray(pointer(desk[ASKED], np.int64), (asking.NUMBERS,))
+    usual = asking.read_query(
+        desk[TEXT],
+        n_bytes,
+        numbers,
+        carray(pointer(desk[CLUSTERS], np.uint32), (asking.CLUSTERS_MAX,)),
+        carray(pointer(desk[GIVEN], np.float64), (asking.CLUSTERS_MAX,)),
+        carray(pointer(desk[EMBEDDING], np.float32), (asking.DIM_MAX,)),
+        carray(pointer(desk[LISTED], np.int64), (2, asking.LISTED_MAX)),
+    )
+    return numbers[asking.NAME] << 32 | numbers[asking.NAME_BYTES] if usual else 0
+
+
+@njit(cache=True, nogil=True)
+def _context(desk: Any, numbers: Any, clusters: Any, weights: Any) -> int:
     """The user's clusters and weights; how many, 0 where they cannot be used."""
-    m, n_weights, dim = asked[0], asked[1], asked[2]
+    m, n_weights, dim = numbers[asking.M], numbers[asking.N_WEIGHTS], numbers[asking.DIMS]
+    n_clusters = get(desk[PLACE] + 32, np.int64)
     if dim > 0:
-        if dim != desk[DIM]:
+        if dim != desk[DIM] or m > 0 or n_weights > 0:
             return 0
-        room, n_clusters = desk[ROOM_OF_SHORTLIST], get(desk[PLACE] + 32, np.int64)
+        room = desk[ROOM_OF_SHORTLIST]
         return nearest(
             carray(pointer(desk[CENTROIDS], np.float32), (n_clusters, dim)),
-            carray(pointer(desk[ASKED] + 8 * HEAD, np.float32), (dim,)),
+            carray(pointer(desk[EMBEDDING], np.float32), (dim,)),
             get(desk[TEMPERATURE], np.float64),
             carray(pointer(desk[PRODUCTS], np.float32), (n_clusters + LANES,)),
             carray(pointer(desk[SHORTLIST], np.int64), (room,)),
@@ -78,35 +93,48 @@ def _context(desk: Any, asked: Any, clusters: Any, weights: Any) -> int:
             clusters[: desk[PER_USER]],
             weights[: desk[PER_USER]],
         )
-    n_clusters = get(desk[PLACE] + 32, np.int64)
-    if not 0 < m <= CLUSTERS_MAX:
+    if m == 0 or (n_weights != 0 and n_weights != m):
         return 0
     for i in range(m):
-        c = asked[HEAD + i]
-        if not 0 <= c < n_clusters:
+        if clusters[i] >= n_clusters:
             return 0
-        clusters[i] = c
-    for i in range(m):
         for j in range(i):
             if clusters[i] == clusters[j]:
                 return 0
-    given = carray(pointer(desk[ASKED] + 8 * (HEAD + m), np.float64), (n_weights,))
+    given = carray(pointer(desk[GIVEN], np.float64), (n_weights,))
     return m if quantise(given, weights[:m]) else 0
 
 
 @njit(cache=True, nogil=True)
-def _choose(asked: Any, place: Any, clusters: Any, weights: Any) -> Any:
+def _find(desk: Any, first: int, last: int, found: Any) -> Any:
+    """The items of the ids listed from `first` to `last`."""
+    n_items = get(desk[PLACE] + 40, np.int64)
+    listed = carray(pointer(desk[LISTED], np.int64), (2, asking.LISTED_MAX))
+    hashes = carray(pointer(desk[IDS_HASH], np.uint32), (n_items,))
+    order = carray(pointer(desk[IDS_ORDER], np.uint32), (n_items,))
+    n = asking.find_items(listed, first, last, desk[IDS], desk[IDS_AT], hashes, order, found)
+    return found[:n]
+
+
+@njit(cache=True, nogil=True)
+def _choose(desk: Any, numbers: Any, place: Any, clusters: Any, weights: Any, word: int) -> Any:
     """`choose` within what the request excludes and names: (number of items, mode)."""
-    n_exclude, n_candidates = asked[3], asked[4]
-    lists = HEAD + (asked[0] + asked[1] if asked[2] == 0 else (asked[2] + 1) >> 1)
-    exclude, candidates = asked[lists : lists + n_exclude], asked[lists + n_exclude : lists + n_exclude + n_candidates]
+    n_exclude, n_candidates = numbers[asking.N_EXCLUDED], numbers[asking.N_CANDIDATES]
+    k, mode = numbers[asking.SLATE], numbers[asking.MODE]
+    if n_exclude == 0 and n_candidates == 0:
+        return choose(place, clusters, weights, 0, k, mode, word)
+    found = carray(pointer(desk[FOUND], np.int64), (asking.LISTED_MAX,))
+    exclude = _find(desk, 0, n_exclude, found)
+    candidates = _find(desk, n_exclude, n_exclude + n_candidates, found[n_exclude:])
+    if n_candidates > 0 and candidates.shape[0] == 0:
+        return 0, 0
     limit(place, exclude, EXCLUDED)
     limit(place, candidates, CANDIDATE)
     wanted = CANDIDATE if n_candidates > 0 else 0
-    found, used = choose(place, clusters, weights, wanted, asked[5], asked[6], asked[7])
+    n, used = choose(place, clusters, weights, wanted, k, mode, word)
     limit(place, exclude, 0)
     limit(place, candidates, 0)
-    return found, used
+    return n, used
 
 
 @njit(cache=True, nogil=True)
@@ -185,30 +213,43 @@ def _has_room(desk: Any, m: int, slate: Any) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def reply(desk: Any) -> int:
-    """Decide, hand the decision on, count it, and write the answer; its size, or 0 where nothing was done."""
-    asked = carray(pointer(desk[ASKED], np.int64), (1 << 20,))
-    place = carray(pointer(desk[PLACE], np.int64), (17,))
-    clusters = carray(pointer(desk[CLUSTERS], np.uint32), (CLUSTERS_MAX,))
-    weights = carray(pointer(desk[WEIGHTS], np.uint16), (CLUSTERS_MAX,))
-    m = _context(desk, asked, clusters, weights)
+def reply(desk: Any, n_bytes: int, word: int, now_ms: int, stream: int, sequence: int) -> int:
+    """Read the body of n_bytes at TEXT, decide, hand the decision on, count it, and write the answer; its size.
+
+    Else nothing was done: 0; or, where another policy is asked, what `_ask` says, below 0.
+    """
+    named = _ask(desk, n_bytes)
+    if named == 0:
+        return 0
+    if named & 0xFFFFFFFF != desk[NAME_BYTES] or not asking.same(
+        desk[TEXT] + (named >> 32), desk[NAME], desk[NAME_BYTES]
+    ):
+        return -named
+    numbers = carray(pointer(desk[ASKED], np.int64), (asking.NUMBERS,))
+    place = carray(pointer(desk[PLACE], np.int64), (CHOOSE_PLACES,))
+    clusters = carray(pointer(desk[CLUSTERS], np.uint32), (asking.CLUSTERS_MAX,))
+    weights = carray(pointer(desk[WEIGHTS], np.uint16), (asking.CLUSTERS_MAX,))
+    if numbers[asking.SLATE] > desk[AVAILABLE]:
+        return 0
+    m = _context(desk, numbers, clusters, weights)
     if m == 0:
         return 0
-    found, used = _choose(asked, place, clusters[:m], weights[:m])
+    found, used = _choose(desk, numbers, place, clusters[:m], weights[:m], word)
     if found == 0:
         return 0
     n_items = place[5]
     slate = carray(pointer(place[13], np.uint32), (n_items,))[:found]
-    numbers = carray(pointer(place[14], np.float64), (2, n_items))
+    worth = carray(pointer(place[14], np.float64), (2, n_items))
     if not _has_room(desk, m, slate):
         return 0
     items = carray(pointer(desk[NUMBERS], np.uint32), (n_items,))
     payload, key_id = desk[PAYLOAD], get(desk[KEY] + 64, np.uint64)
+    decision = np.uint64(stream) << np.uint64(32) | np.uint64(sequence)
     size = write_payload(
-        payload, desk[HEADER], key_id, used, asked[9], asked[8], clusters[:m], weights[:m], items, slate, numbers[1]
+        payload, desk[HEADER], key_id, used, decision, now_ms, clusters[:m], weights[:m], items, slate, worth[1]
     )
     _write_events(desk, size, slate)
     put(payload + size, mac(desk[KEY], payload, size))
     counted = carray(pointer(desk[COUNTED], np.uint64), (3,))
     counted[used] += np.uint64(1)
-    return _write_answer(desk, size, slate, numbers)
+    return _write_answer(desk, size, slate, worth)

@@ -6,8 +6,7 @@ With log and store of many machines there is no learner here: `croupier learner`
 
 It loads what the children need before it forks, so that one that is started again is there within milliseconds.
 Numba's kernels are compiled code in memory by then, shared by all. At the start the order is the shortest way to the
-first answer: the agent is forked at once and loads its part side by side with us, then come what a worker needs and the
-workers, then everything else and the learner.
+first answer: what choosing takes, the agent; HTTP, the workers; everything else, the learner.
 
 Ending: workers (finish requests, hand over decisions), agent (append), learner (learn what is in the log), each within
 its time; then SIGKILL. Children die with their parent (PR_SET_PDEATHSIG), so that nothing is left when it is killed.
@@ -201,8 +200,9 @@ class Supervisor:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 signal.signal(number, self._told_to_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._start_all(self._agents)  # it loads its part by itself, on another core if there is one
-        preload_worker()
+        preload_choosing()
+        self._start_all(self._agents)  # it opens log and store on another core, if there is one, while we load the rest
+        preload_http()
         self._start_all(self._workers)
         preload_rest()  # so that whoever starts from now on has everything
         self._start_all(self._learners)
@@ -334,19 +334,25 @@ def _how(status: int) -> str:
     return f"signal {-code}" if code < 0 else f"status {code}"
 
 
-def preload_worker() -> None:
-    """Imports what a worker runs, and compiles its kernels, or loads them from their cache."""
+def preload_choosing() -> None:
+    """Imports what decides, and compiles its kernels, or loads them from their cache."""
+    import server.host
+    import server.ipc  # noqa: F401
+    from server.warm import warm_worker
+
+    warm_worker()
+    _settle()
+
+
+def preload_http() -> None:
+    """Imports what a worker runs beside that."""
     import uvicorn.lifespan.on  # noqa: F401
 
     import server.app
-    import server.host
-    import server.ipc
     import server.rehearsal  # noqa: F401
     from server.children import loop_factory
-    from server.warm import warm_worker
 
     loop_factory()
-    warm_worker()
     _settle()
 
 

@@ -33,9 +33,7 @@ class NotYet(Exception):
 
 
 class View:
-    """One policy as the catalog's entry says, over the arrays of its file. `place` is the desk's (`server.desk`)."""
-
-    place: Any = None
+    """One policy as the catalog's entry says, over the arrays of its file."""
 
     def __init__(self, entry: Entry, arrays: dict[str, NDArray[Any]], shards: int) -> None:
         self.entry = entry

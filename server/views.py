@@ -76,8 +76,6 @@ class Views:
         self.choose_key()
         self.ordered = any(entry.spec.parameters.get("rule") == "classic" for entry in catalog.entries)
         self._row.keep_policies(self.by_number)
-        for view in made:
-            view.place = None  # where a policy's decisions are counted may have moved
         self.generation = generation
         self._row[SEEN] = generation
 

@@ -1,7 +1,6 @@
 """Small turns of the whole loop in memory, so that its kernels are compiled, or loaded from their cache.
 
-    warm_worker   decide and judge rewards: what a worker runs before its first answer
-    warm_agent    publish: what an agent runs before it shows anything
+    warm_worker   publish tables, decide, judge rewards: all that has to be there for a first answer
     warm_up       all of that, and learning
 
 `python -m server.warm` does it for every kind of policy, and so fills the cache: for an image, or when installing.
@@ -12,16 +11,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from bandits import kernels
 from bandits.graph import Graph
 from server import catalog as catalogs
 from server import tables
 from server.catalog import Catalog
-from server.feedback import judge
+from server.intake import FEW, Intake
 from server.lean import without_scipy
 from server.outbox import Outbox
 from server.recommender import Recommender
@@ -43,6 +42,7 @@ from streaming.control import (
 )
 from streaming.prepared import Here
 from streaming.state import State
+from streaming.token import segment_key
 
 USUAL = (PolicySpec(DIAG_LINUCB), PolicySpec("banker"))
 EVERY = (
@@ -64,20 +64,29 @@ def _run_folder() -> Iterator[tuple[RunFolder, HostFile]]:
         yield folder, HostFile.create(folder, 1)
 
 
-def _asked(specs: Sequence[PolicySpec], graph: str) -> tuple[list[ControlRecord], list[RecommendRequest]]:
+class _Asked(NamedTuple):
+    """Requests as the routes ask them, and as the hot path does."""
+
+    queries: list[RecommendRequest]
+    bodies: list[bytes]
+
+
+def _asked(specs: Sequence[PolicySpec], graph: str) -> tuple[list[ControlRecord], _Asked]:
     """Records that make a policy of each of these kinds, and requests to them."""
     records: list[ControlRecord] = [KeyAdd(0, "00" * 32, 0)]
     queries: list[RecommendRequest] = []
+    bodies: list[bytes] = []
     for n, spec in enumerate(specs):
         name = f"{spec.algorithm}-{n}"
         if spec.is_diag:
             records += [PolicyPut(name, spec), GraphPut(name, graph)]
             queries.append(RecommendRequest(name, User(embedding=[1.0, 0.0]), k=1))
             queries.append(RecommendRequest(name, User(clusters=[0, 1]), k=2, exclude=["a"]))
+            bodies.append(b'{"policy":"%b","user":{"clusters":[0,1]},"k":2,"exclude":["a"]}' % name.encode())
         else:
             records.append(PolicyPut(name, spec, ["a", "b"]))
             queries += [RecommendRequest(name, k=2), RecommendRequest(name, k=2, mode="exploit")]
-    return records, queries
+    return records, _Asked(queries, bodies)
 
 
 class _Worker:
@@ -90,24 +99,26 @@ class _Worker:
         self._outbox = Outbox(self._row, 0.0, lambda _seconds, _call: None)
         self._outbox.send = self._send
         self._recommender = Recommender(self._views, self._outbox, self._row)
+        self._intake = Intake(self._views, self._row)
 
     def _send(self, number: int, batch: bytes) -> bool:
         del number
         self.sent.append(batch)
         return True
 
-    def turn(self, queries: Sequence[RecommendRequest]) -> dict[int, list[bytes]]:
-        """Decisions, and a reward for each: the rewards' events by shard."""
-        decisions = [self._recommender.recommend(query) for query in queries]
+    def turn(self, asked: _Asked) -> bytes:
+        """Decisions, and rewards for each: the batch of the rewards."""
+        decisions = [self._recommender.recommend(query) for query in asked.queries]
+        for body in asked.bodies:
+            self._recommender.answer(body)
         rows = [FeedbackRow(decision.decision_id, decision.items[0].id, 1.0) for decision in decisions]
-        _, by_shard = judge(rows, self._views, self._row)
         self._outbox.flush()
-        return by_shard
+        return self._intake.take(rows * (FEW + 1)).batch
 
 
 def warm_worker(specs: Sequence[PolicySpec] = USUAL) -> None:
     """Decides and judges twice for a policy of each of these kinds, from tables in which nothing is learned."""
-    records, queries = _asked(specs, "graph")
+    records, asked = _asked(specs, "graph")
     control, state = ControlState(), State()
     here = Here(0, 1, state, lambda _name: GRAPH.to_bytes())
     for n, record in enumerate(records, 1):
@@ -125,28 +136,21 @@ def warm_worker(specs: Sequence[PolicySpec] = USUAL) -> None:
         folder.write(catalogs.name_of(1), msgspec.msgpack.encode(catalog))
         host[GENERATION] = 1
         worker = _Worker(folder, host)
-        worker.turn(queries)
-        for table in made:  # a segment's own bank from here on, as it is after its first decision
-            if isinstance(table, tables.ArmsTable):
-                _add_bank(table, state)
-        worker.turn(queries)
+        worker.turn(asked)
+        for table in made:
+            _change(table, state)
+        worker.turn(asked)
 
 
-def _add_bank(table: tables.ArmsTable, state: State) -> None:
-    from streaming.token import segment_key
-
+def _change(table: tables.Table, state: State) -> None:
+    """What the first commit changes: an edge; a segment gets a bank of its own."""
+    if not isinstance(table, tables.ArmsTable):
+        table.write(0, state, {"edges": np.zeros(1, np.int64)}, 0)
+        return
     number = table.entry.number
     row = state.append(f"banks/{number}", state[f"banks/{number}"][:1].copy())
     state.append(f"bank_keys/{number}", np.array([[segment_key("all")]], np.uint64))
     table.write(0, state, {"banks": np.array([row])}, 0)
-
-
-def warm_agent() -> None:
-    """Publishes a pair once each way."""
-    edges, pairs = np.zeros((1, 2)), np.zeros((1, 2), np.float32)
-    with without_scipy():
-        kernels.refresh_all(edges, 1.0, 1.0, np.zeros(1, np.uint32), pairs)
-        kernels.refresh(edges, 1.0, 1.0, np.zeros(1, np.uint32), np.zeros(1, np.int64), pairs)
 
 
 def warm_up(specs: Sequence[PolicySpec] = USUAL) -> None:
@@ -161,7 +165,7 @@ def warm_up(specs: Sequence[PolicySpec] = USUAL) -> None:
     log, store = open_log("memory:", shards=1), open_store("memory:")
     manifest = Manifest("warm", log.id, 1, 1)
     store.create(manifest)
-    records, queries = _asked(specs, store.put_blob(GRAPH.to_bytes()))
+    records, asked = _asked(specs, store.put_blob(GRAPH.to_bytes()))
     log.append([(0, events.control_frame(n, to_json(record))) for n, record in enumerate(records, 1)])
     with without_scipy(), _run_folder() as (folder, host):
         learner, replica = Learner(0, log, store), Replica(store, manifest, host, folder)
@@ -169,9 +173,9 @@ def warm_up(specs: Sequence[PolicySpec] = USUAL) -> None:
         replica.load()
         worker = _Worker(folder, host)
         for _ in range(2):  # the second time from banks that are there by then
-            rewards = worker.turn(queries)
+            rewards = worker.turn(asked)
             log.append([(0, events.frame_of(count, data)) for _, count, data in unpack(worker.sent.pop())])
-            log.append([(0, events.frame(rewards[0]))])
+            log.append([(0, events.frame_of(count, data)) for _, count, data in unpack(rewards)])
             learner.poll()
             replica.poll()
 

@@ -60,7 +60,7 @@ def write_payload(
     header: int,
     key_id: Any,
     mode: int,
-    decision: int,
+    decision: Any,
     now_ms: int,
     clusters: Any,
     weights: Any,

@@ -44,12 +44,6 @@ def recommend_bytes(engine: Engine, body: bytes) -> bytes:
     return msgspec.json.encode(engine.recommend(check_query(decode(ONE, body))))
 
 
-def quick_recommend_bytes(engine: Engine, body: bytes) -> bytes:
-    """The same, with fewer steps where the request is a usual one."""
-    query = decode(ONE, body)
-    return engine.answer(query) or msgspec.json.encode(engine.recommend(check_query(query)))
-
-
 @route(router, "POST", "/v1/recommend", role="recommend", body=RecommendRequest, example=EXAMPLE,
        answers={200: Decision}, problems=PROBLEMS)  # fmt: skip
 async def recommend(request: Request) -> Response:

@@ -49,8 +49,8 @@ class Parts:
             raise RuntimeError("our own mistake")
         return self.host.recommender.recommend(query)
 
-    def answer(self, query: RecommendRequest) -> bytes | None:
-        return None if self.crash else self.host.recommender.answer(query)
+    def answer(self, body: bytes) -> bytes | None:
+        return None if self.crash else self.host.recommender.answer(body)
 
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         if self.crash:
