@@ -83,9 +83,11 @@ class Ids(Sequence[str]):
 
     def find_all(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """The index of each, -1 where there is no such item."""
-        found: Sequence[int | None] = list(map(self._found.get, item_ids))
-        if None in found:
-            found = [-1 if (index := self.find(item_id)) is None else index for item_id in item_ids]
+        found = list(map(self._found.get, item_ids))
+        for i, index in enumerate(found) if None in found else ():
+            if index is None:
+                looked_up = self._look_up(item_ids[i])
+                found[i] = -1 if looked_up is None else looked_up
         return np.array(found, np.int64)
 
     def _look_up(self, item_id: str) -> int | None:
