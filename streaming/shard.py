@@ -117,7 +117,7 @@ class Shard:
         self._rebase(records[0].time_ms)
         buffer = scan.buffer([record.data for record in records])
         times = np.array([record.time_ms for record in records], np.int64)
-        rows = np.zeros(scan.count_events(buffer.start, buffer.end), scan.EVENT)
+        rows = np.zeros(scan.count_events(buffer), scan.EVENT)
         rows = rows[: scan.scan(buffer, times, scan.CRC_TABLES, rows)]
         counts = np.zeros((len(self._numbers) + 1, len(contract.COLUMNS)), np.int64)
         self._resolve(rows, counts, records)
