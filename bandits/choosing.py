@@ -11,6 +11,7 @@ fourteen); `bandits.diag_linucb.Serving` builds it and keeps the arrays alive:
              13 slate_index u32[N]  14 slate_numbers f64[2,N] = (score, propensity)
              15 settings f64[6] = (alpha, explore_share, randomize_top, fresh_first, fresh_share, mode)
              16 top f64[MOST], and lots u64[MOST] behind it
+             17 B, see bandits/reaching.py    18 edge i64[2,CLUSTERS_MAX]
 
 The common choice, one ranking of at most MOST items, is made by bandits/reaching.py; the functions here rank in tiers,
 by sampled scores, or twice, and say what the propensities are.
@@ -27,13 +28,12 @@ from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from bandits.kernels import load_pair
-from bandits.reaching import MOST, accumulate, ask_for_segments, best_of_all, best_of_listed, pointer, take
+from bandits.reaching import MOST, accumulate, begin, best, pointer, take
 
 EXPLORE, EXPLOIT, THOMPSON = 0, 1, 2
-PLACES = 17
+PLACES, CLUSTERS_MAX = 19, 256
 
 EXCLUDED, CANDIDATE = 1, 2  # gate of an item during one choice
-_SPARSE = 8  # a context with fewer edges than a _SPARSE-th of the items lists the items it meets
 
 # What the word is used for, and where the counters of each use begin.
 COIN, TIE, SHUFFLE, NORMAL = 1 << 40, 2 << 40, 3 << 40, 4 << 40
@@ -78,19 +78,50 @@ def _mark_played(place: Any, clusters: Any, weights: Any, marks: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _collect(place: Any, n: int, wanted: int, tiers: bool, marks: Any, ids: Any, moments: Any) -> Any:
-    """Compact the touched items that may be shown and leave the scratch at zero.
+def _collect(
+    place: Any, clusters: Any, weights: Any, wanted: int, tiers: bool, marks: Any, ids: Any, moments: Any
+) -> Any:
+    """ids, moments = the context's items that may be shown, their means and widths; the scratch is left blank.
 
     With `tiers`, played items come first, fresh ones after them; returns how many there are and where fresh ones begin.
-    `ids` holds the touched list in its second half and receives the compacted one in its first.
+    `ids` holds a span's touched items in its second half.
     """
+    n_items = place[5]
+    edge = carray(pointer(place[18], np.int64), (2, CLUSTERS_MAX))
+    begin(place, clusters, edge[0], edge[1])
+    played, back = 0, n_items
+    for first in range(0, n_items, place[17]):
+        n = accumulate(place, weights, edge[0], edge[1], first, True, ids[n_items:])
+        played, back = _collect_span(place, first, n, wanted, tiers, marks, ids, moments, played, back)
+    count = played
+    for slot in range(back, n_items):
+        ids[count] = ids[slot]
+        moments[0, count] = moments[0, slot]
+        moments[1, count] = moments[1, slot]
+        count += 1
+    return count, played
+
+
+@njit(cache=True, nogil=True)
+def _collect_span(
+    place: Any,
+    first: int,
+    n: int,
+    wanted: int,
+    tiers: bool,
+    marks: Any,
+    ids: Any,
+    moments: Any,
+    played: int,
+    back: int,
+) -> Any:
+    """The n touched items of a span; fresh ones fill ids from its end on."""
     n_items = place[5]
     paused = carray(pointer(place[3], np.uint8), (n_items,))
     gate = carray(pointer(place[8], np.uint8), (n_items,))
-    played, back = 0, n_items
     for t in range(n):
         j = ids[n_items + t]
-        mean, spread = take(place[6] + 8 * np.int64(j))
+        mean, spread = take(place[6] + 8 * (np.int64(j) - first))
         fresh = tiers and marks[j] == 0
         marks[j] = 0
         if paused[j] != 0 or gate[j] != wanted:
@@ -104,13 +135,7 @@ def _collect(place: Any, n: int, wanted: int, tiers: bool, marks: Any, ids: Any,
         ids[slot] = j
         moments[0, slot] = mean
         moments[1, slot] = math.sqrt(np.float64(spread))
-    count = played
-    for slot in range(back, n_items):
-        ids[count] = ids[slot]
-        moments[0, count] = moments[0, slot]
-        moments[1, count] = moments[1, slot]
-        count += 1
-    return count, played
+    return played, back
 
 
 @njit(cache=True, nogil=True)
@@ -298,12 +323,8 @@ def _one_ranking(
     """order[:n] = positions in ids, scores of the n <= MOST best items. Returns (count, n, left_out, all differ)."""
     n_items = place[5]
     top = carray(pointer(place[16], np.float64), (MOST,))
-    if _SPARSE * ask_for_segments(place, clusters) < n_items:
-        touched = accumulate(place, clusters, weights, True, ids[n_items:])
-        count = best_of_listed(place, ids[n_items:], touched, wanted, alpha, n, ids, scores, top)
-    else:
-        accumulate(place, clusters, weights, False, ids)
-        count = best_of_all(place, wanted, alpha, n, ids, scores, top)
+    edge = carray(pointer(place[18], np.int64), (2, CLUSTERS_MAX))
+    count = best(place, clusters, weights, wanted, alpha, n, ids[n_items:], ids, scores, top, edge[0], edge[1])
     differ = count <= n
     for i in range(1, count):
         differ &= top[i - 1] > top[i]
@@ -367,12 +388,10 @@ def choose(
         for t in range(count):
             means[t], widths[t] = scores[t], 0.0
     else:
-        ask_for_segments(place, clusters)
-        touched = accumulate(place, clusters, weights, True, ids[n_items:])
         marks = carray(pointer(place[7], np.uint8), (n_items,))
         if tiers:
             _mark_played(place, clusters, weights, marks)
-        count, played = _collect(place, touched, wanted, tiers, marks, ids, moments)
+        count, played = _collect(place, clusters, weights, wanted, tiers, marks, ids, moments)
         n = min(n, count)
         if exploring or both:
             for t in range(count):

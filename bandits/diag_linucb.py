@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bandits import kernels
-from bandits.choosing import CANDIDATE, EXCLUDED, EXPLOIT, EXPLORE, PLACES, THOMPSON, limit
+from bandits.choosing import CANDIDATE, CLUSTERS_MAX, EXCLUDED, EXPLOIT, EXPLORE, PLACES, THOMPSON, limit
 from bandits.choosing import choose as choose_kernel
 from bandits.graph import Graph, by_item
 from bandits.nearest import LANES, nearest
-from bandits.reaching import BLOCK, MOST
+from bandits.reaching import MOST, span_of
 
 MODES = {"explore": EXPLORE, "exploit": EXPLOIT, "thompson": THOMPSON}
 REBASE_HALF_LIVES = 30  # forward decay moves its origin before g reaches 2^30
@@ -170,13 +170,13 @@ class Serving:
         settings = (p.alpha, p.explore_share, p.randomize_top, p.fresh == "first", p.fresh_share, MODES[p.mode])
         arrays: Any = (
             *(indptr, items, pairs, paused),
-            *(_blank_sums(n_items), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
+            *(_blank_sums(span_of(n_items)), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
             *(np.empty(2 * n_items + 1, np.uint32), np.empty((2, n_items)), np.empty(n_items)),
             *(np.empty((3, n_items), np.int64), self.index, self.numbers),
-            *(np.array(settings, np.float64), np.empty(2 * MOST)),
+            *(np.array(settings, np.float64), np.empty(2 * MOST), np.empty((2, CLUSTERS_MAX), np.int64)),
         )
         self._arrays = arrays  # the kernel holds addresses only
-        kinds = ["i8", "u4", "f4", "u1", "f4", "u1", "u1", "u4", "f8", "f8", "i8", "u4", "f8", "f8", "f8"]
+        kinds = ["i8", "u4", "f4", "u1", "f4", "u1", "u1", "u4", "f8", "f8", "i8", "u4", "f8", "f8", "f8", "i8"]
         for array, kind in zip(arrays, kinds, strict=True):
             assert array.dtype == np.dtype(kind)
             assert array.flags.c_contiguous
@@ -185,7 +185,8 @@ class Serving:
         assert pairs.ctypes.data % 8 == 0, "a pair is written by one 8-byte store"
         assert len(paused) == n_items
         addresses = [array.ctypes.data for array in arrays]
-        self._place = np.array([*addresses[:4], self.n_clusters, n_items, *addresses[4:]], np.int64)
+        sizes = self.n_clusters, n_items
+        self._place = np.array([*addresses[:4], *sizes, *addresses[4:-1], span_of(n_items), addresses[-1]], np.int64)
         assert len(self._place) == PLACES
         room = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
         self._products = np.empty(self.n_clusters + LANES, np.float32)
@@ -256,9 +257,8 @@ class Serving:
         return got, used
 
 
-def _blank_sums(n_items: int) -> NDArray[np.float32]:
+def _blank_sums(n: int) -> NDArray[np.float32]:
     """The sums of bandits/reaching.py, rows (0, -0.0), on a cache line: the kernel looks at whole blocks."""
-    n = -(-n_items // BLOCK) * BLOCK
     flat = np.zeros(2 * n + 16, np.float32)
     shift = -flat.ctypes.data % 64 // 4
     sums = flat[shift : shift + 2 * n].reshape(n, 2)

@@ -1,10 +1,14 @@
 """The sums of a context, item by item, and the items whose score reaches the n-th best: the hot part of a choice.
 
-    sums   f32[N', 2]   row j = (sum_c w_c mean_cj, sum_c w_c^2 |inverse_cj|), 8 bytes, N' = N rounded up to 16
+    sums   f32[B, 2]   row j - first = (sum_c w_c mean_cj, sum_c w_c^2 |inverse_cj|), 8 bytes, of the B items from
+                       `first` on; B is a multiple of BLOCK
 
-Between calls every row is (0, -0.0). No sum of widths is ever -0.0, so this tells items not met yet from the others and
-needs no second array. Weights, products and sums are rounded to float32, as the pairs are: half the memory is twice
-the items in the first cache, and that is what bounds a choice.
+Items are taken in spans of B, and each cluster's edges, which ascend by item, a span at a time: so the sums of all
+items go through the same few rows, and these stay in the first cache. Weights, products and sums are rounded to
+float32, as the pairs are: half the memory is twice the items there, and that is what bounds a choice.
+
+Between spans every row is (0, -0.0). No sum of widths is ever -0.0, so this tells items not met yet from the others and
+needs no second array.
 
 A score mean + alpha sqrt(spread) below a threshold t is refused without a root: t > mean and
 (t - mean)^2 > alpha^2 spread.
@@ -21,10 +25,23 @@ from numba.core import cgutils
 
 from bandits.kernels import intrinsic, prefetch
 
-BLOCK = 16  # items looked at together by `best_of_all`
+BLOCK = 16  # items that `best_of_all` looks at together
 MOST = 64  # largest n the functions of this module serve
 AHEAD = 64  # edges of every segment asked for before the first is read
-FIRST_STAGE = 32  # items scored before there is a threshold
+FIRST_STAGE = 32  # items scored before there is a threshold; a multiple of BLOCK
+SPARSE = 8  # a context with fewer edges than a SPARSE-th of the items lists the items it meets
+SPAN, SPANS_MAX = 4096, 8  # items whose sums are in the first cache; but with more items, larger spans
+
+
+def span_of(n_items: int) -> int:
+    """Items in a span, B.
+
+    >>> span_of(3), span_of(20_000), span_of(1_000_000)
+    (16, 4096, 125008)
+    """
+    whole = -(-n_items // BLOCK) * BLOCK
+    return min(whole, max(SPAN, -(-n_items // SPANS_MAX // BLOCK) * BLOCK))
+
 
 _BIT, _I32, _I64, _FLOAT = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _PAIR = ir.VectorType(_FLOAT, 2)
@@ -100,23 +117,25 @@ def take(typingctx, sums):  # type: ignore[no-untyped-def]  # pragma: no cover -
 
 @intrinsic
 def _may_reach(typingctx, sums, threshold, squared):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Bit i: row i of the BLOCK rows at this address is not refused; `_refused` written for a whole block at once."""
+    """Bit 2 i: row i of the BLOCK rows at this address is not refused; `_refused` written for a whole block at once.
+
+    Means and spreads stay where they are, side by side; each spread is brought to its mean's place.
+    """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        one, both = ir.VectorType(_FLOAT, BLOCK), ir.VectorType(_FLOAT, 2 * BLOCK)
+        n = 2 * BLOCK
+        both = ir.VectorType(_FLOAT, n)
         rows = builder.load(builder.inttoptr(args[0], both.as_pointer()), align=64)
-
-        def column(c: int) -> Any:
-            picks = ir.Constant(ir.VectorType(_I32, BLOCK), [_I32(2 * i + c) for i in range(BLOCK)])
-            return builder.shuffle_vector(rows, ir.Constant(both, ir.Undefined), picks)
-
-        threshold, squared = (_spread(builder, [args[i]] * BLOCK, one) for i in (1, 2))
-        gap = builder.fsub(threshold, column(0))
-        kind = ir.FunctionType(one, [one])
-        size = builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fabs.v{BLOCK}f32"), [gap])
-        room = builder.fadd(builder.fmul(squared, column(1)), ir.Constant(one, [float(_TINY)] * BLOCK))
-        bits = builder.bitcast(builder.fcmp_unordered("<=", builder.fmul(gap, size), room), ir.IntType(BLOCK))
-        return builder.zext(bits, _I64)
+        threshold, squared = (_spread(builder, [args[i]] * n, both) for i in (1, 2))
+        gap = builder.fsub(threshold, rows)
+        kind = ir.FunctionType(both, [both])
+        size = builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fabs.v{n}f32"), [gap])
+        room = builder.fadd(builder.fmul(squared, rows), ir.Constant(both, [float(_TINY)] * n))
+        swap = ir.Constant(ir.VectorType(_I32, n), [_I32(i ^ 1) for i in range(n)])
+        room = builder.shuffle_vector(room, ir.Constant(both, ir.Undefined), swap)
+        found = builder.fcmp_unordered("<=", builder.fmul(gap, size), room)
+        means = builder.and_(builder.bitcast(found, _I32), _I32(0x55555555))
+        return builder.zext(means, _I64)
 
     return types.int64(types.int64, types.float32, types.float32), codegen
 
@@ -153,14 +172,17 @@ def pointer(typingctx, address, like):  # type: ignore[no-untyped-def]  # pragma
 
 
 @njit(cache=True, nogil=True)
-def ask_for_segments(place: Any, clusters: Any) -> int:
-    """Prefetch the beginning of every cluster's edges, so that their misses overlap; how many edges there are."""
+def begin(place: Any, clusters: Any, edge: Any, end: Any) -> int:
+    """edge, end i64[K] = the edges of every cluster; how many there are. Their beginnings are asked for, so that their
+    misses overlap."""
     n_clusters, n_edges = np.uint64(place[4]), 0
     indptr = carray(pointer(place[0], np.int64), (1,))
     for i in range(clusters.shape[0]):
         c = np.uint64(clusters[i])
+        edge[i] = end[i] = 0
         if c < n_clusters:
             first, last = indptr[c], indptr[c + np.uint64(1)]
+            edge[i], end[i] = first, last
             n_edges += last - first
             for e in range(first, min(last, first + AHEAD), 16):
                 prefetch(place[1] + 4 * e)
@@ -170,27 +192,30 @@ def ask_for_segments(place: Any, clusters: Any) -> int:
 
 
 @njit(cache=True, nogil=True)
-def accumulate(place: Any, clusters: Any, weights: Any, listed: bool, touched: Any) -> Any:
-    """Add every edge of the context to its item's sums; `listed`: each item once in `touched`; return how many."""
-    n_clusters = np.uint64(place[4])
-    indptr = carray(pointer(place[0], np.int64), (1,))  # indices are unsigned: no test for a negative one
-    items = carray(pointer(place[1], np.uint32), (1,))
-    pairs, sums = place[2], place[6]
+def accumulate(place: Any, weights: Any, edge: Any, end: Any, first: int, listed: bool, touched: Any) -> Any:
+    """Add the edges of the context to the items of the span from `first` on to their sums, and go on to the next span.
+
+    listed: each item once in `touched`; returns how many.
+    """
+    items = carray(pointer(place[1], np.uint32), (1,))  # indices are unsigned: no test for a negative one
+    pairs, sums, last = place[2], place[6] - 8 * first, first + place[17]
     n = np.uint64(0)
-    for i in range(clusters.shape[0]):
-        c = np.uint64(clusters[i])
-        if weights[i] == 0 or c >= n_clusters:  # a weight that rounds to zero is not part of the context
+    for i in range(weights.shape[0]):
+        if weights[i] == 0:  # a weight that rounds to zero is not part of the context
             continue
         w = np.float32(weights[i] / 65535.0)
         w2 = w * w
-        first, last = np.uint64(indptr[c]), np.uint64(indptr[c + np.uint64(1)])
+        e, stop = np.uint64(edge[i]), np.uint64(end[i])
         if listed:
-            for e in range(first, last):
+            while e < stop and items[e] < last:
                 touched[n] = items[e]  # written always, kept only the first time: no branch to mispredict
                 n += np.uint64(_add_pair_first(sums + 8 * np.int64(items[e]), pairs + np.int64(8 * e), w, w2))
+                e += np.uint64(1)
         else:
-            for e in range(first, last):
+            while e < stop and items[e] < last:
                 _add_pair(sums + 8 * np.int64(items[e]), pairs + np.int64(8 * e), w, w2)
+                e += np.uint64(1)
+        edge[i] = e
     return np.int64(n)
 
 
@@ -213,12 +238,13 @@ def _below(score: float) -> Any:
 
 @njit(cache=True, nogil=True)
 def push(score: float, top: Any, n: int) -> None:
-    """Into the n best scores, in descending order. No branch: which scores are pushed cannot be predicted."""
-    for i in range(np.uint64(n)):
-        other = top[i]
-        stays = other > score
-        top[i] = other if stays else score
-        score = score if stays else other
+    """Into the n best scores, in descending order. No branch, for which scores are pushed cannot be predicted; and no
+    step waits for the one before."""
+    for i in range(np.uint64(n - 1), np.uint64(0), -1):
+        other, before = top[i], top[i - np.uint64(1)]
+        low = before if before < score else score
+        top[i] = other if other > low else low
+    top[0] = top[0] if top[0] > score else score
 
 
 @njit(cache=True, nogil=True)
@@ -233,24 +259,51 @@ def _keep(ids: Any, scores: Any, kept: Any, threshold: float) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def best_of_listed(
-    place: Any, touched: Any, n_touched: int, wanted: int, alpha: float, n: int, ids: Any, scores: Any, top: Any
-) -> Any:
-    """Items of `touched` that may be shown and whose score is at least the n-th best, in no order; blank all sums.
-
-    ids, scores: theirs. top: the n best scores, descending, -inf where there are fewer. Returns how many items.
-    In stages, each twice as long as the one before: a stage first drops what the threshold of the last one refuses,
-    without a branch, and then takes the few others' roots. Backwards, for the last rows touched are still cached.
-    """
+def _score(place: Any, wanted: int, alpha: float, n: int, kept: Any, last: Any, ids: Any, scores: Any, top: Any) -> Any:
+    """Of the items ids[kept:last], whose sums are the rows at place[10], those stay that may be shown; how many are
+    kept then. Their scores go into `scores` and, where they belong there, into `top`."""
     paused = carray(pointer(place[3], np.uint8), (1,))
     gate = carray(pointer(place[8], np.uint8), (1,))
     rows = carray(pointer(place[10], np.float32), (1, 2))
-    sums, squared = place[6], np.float32(alpha * alpha) * _SAFE
-    threshold = np.float32(-np.inf)
-    for i in range(n):
-        top[i] = -np.inf
-    kept, left, size = np.uint64(0), np.uint64(n_touched), np.uint64(FIRST_STAGE)
+    for i in range(kept, last):
+        j = np.uint64(ids[i])
+        spread = rows[i, 1]
+        met = not (spread == 0.0 and math.copysign(1.0, spread) < 0.0)
+        if met and (paused[j] == 0) & (gate[j] == wanted):  # rows beyond the last item are never met
+            score = np.float64(rows[i, 0]) + alpha * math.sqrt(np.float64(spread))
+            ids[kept] = j
+            scores[kept] = score
+            kept += np.uint64(1)
+            push(score, top, n)
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def best_of_listed(
+    place: Any,
+    first: int,
+    touched: Any,
+    n_touched: int,
+    wanted: int,
+    alpha: float,
+    n: int,
+    n_kept: int,
+    ids: Any,
+    scores: Any,
+    top: Any,
+) -> Any:
+    """Items of `touched` that may be shown and may be among the n best so far join ids and scores; all sums are blank.
+
+    top: the n best scores so far, descending, -inf where there are fewer. n_kept: how many items there are; returns
+    how many there are then. In stages, each twice as long as the one before: a stage first drops what the threshold of
+    the last one refuses, without a branch, and then takes the few others' roots. Backwards, for the last rows touched
+    are still cached.
+    """
+    rows = carray(pointer(place[10], np.float32), (1, 2))
+    sums, squared = place[6] - 8 * first, np.float32(alpha * alpha) * _SAFE
+    kept, left, size = np.uint64(n_kept), np.uint64(n_touched), np.uint64(FIRST_STAGE)
     while left > 0:
+        threshold = _below(top[n - 1])
         stop = left - min(size, left)
         size += size
         last = kept
@@ -262,42 +315,67 @@ def best_of_listed(
             rows[last, 0] = mean
             rows[last, 1] = spread
             last += np.uint64(not _refused(mean, spread, threshold, squared))
-        for i in range(kept, last):
-            j = np.uint64(ids[i])
-            if (paused[j] == 0) & (gate[j] == wanted):
-                score = np.float64(rows[i, 0]) + alpha * math.sqrt(np.float64(rows[i, 1]))
-                ids[kept] = j
-                scores[kept] = score
-                kept += np.uint64(1)
-                push(score, top, n)
-        threshold = _below(top[n - 1])
-    return _keep(ids, scores, np.int64(kept), top[n - 1])
+        kept = _score(place, wanted, alpha, n, kept, last, ids, scores, top)
+    return np.int64(kept)
 
 
 @njit(cache=True, nogil=True)
-def best_of_all(place: Any, wanted: int, alpha: float, n: int, ids: Any, scores: Any, top: Any) -> Any:
-    """`best_of_listed` by looking at every item there is: for contexts with edges to a good part of them."""
-    paused = carray(pointer(place[3], np.uint8), (1,))
-    gate = carray(pointer(place[8], np.uint8), (1,))
-    rows = carray(pointer(place[6], np.float32), (1, 2))
+def best_of_all(
+    place: Any, first: int, wanted: int, alpha: float, n: int, n_kept: int, ids: Any, scores: Any, top: Any
+) -> Any:
+    """`best_of_listed` by looking at every item of the span: for contexts with edges to a good part of them."""
     sums, squared = place[6], np.float32(alpha * alpha) * _SAFE
-    threshold = np.float32(-np.inf)
+    words = carray(pointer(place[6], np.int64), (1,))
+    rows = carray(pointer(place[10], np.int64), (1,))
+    kept, span = np.uint64(n_kept), np.uint64(min(place[17], place[5] - first))
+    block, size = np.uint64(0), np.uint64(FIRST_STAGE)
+    while block < span:
+        threshold = _below(top[n - 1])
+        stop = min(block + size, span)
+        size += size
+        last = kept
+        while block < stop:
+            bits = _may_reach(sums + np.int64(8 * block), threshold, squared)
+            while bits != 0:
+                row = block + np.uint64(_lowest_bit(bits) >> 1)
+                bits &= bits - 1
+                ids[last] = row + np.uint64(first)
+                rows[last] = words[row]
+                last += np.uint64(1)
+            _blank(sums + np.int64(8 * block))
+            block += np.uint64(BLOCK)
+        kept = _score(place, wanted, alpha, n, kept, last, ids, scores, top)
+    return np.int64(kept)
+
+
+@njit(cache=True, nogil=True)
+def best(
+    place: Any,
+    clusters: Any,
+    weights: Any,
+    wanted: int,
+    alpha: float,
+    n: int,
+    touched: Any,
+    ids: Any,
+    scores: Any,
+    top: Any,
+    edge: Any,
+    end: Any,
+) -> Any:
+    """The items of the context that may be shown and whose score is at least the n-th best, in no order; how many.
+
+    ids, scores: theirs. top: the n best scores, descending, -inf where there are fewer.
+    """
+    n_items, span = place[5], place[17]
     for i in range(n):
         top[i] = -np.inf
-    kept = np.uint64(0)
-    for block in range(np.uint64(0), np.uint64(place[5]), np.uint64(BLOCK)):
-        bits = _may_reach(sums + np.int64(8 * block), threshold, squared)
-        while bits != 0:
-            j = block + np.uint64(_lowest_bit(bits))
-            bits &= bits - 1
-            mean, spread = np.float64(rows[j, 0]), np.float64(rows[j, 1])
-            score = mean + alpha * math.sqrt(spread)
-            met = not (spread == 0.0 and math.copysign(1.0, spread) < 0.0)  # rows beyond N are never met
-            if score >= top[n - 1] and met and paused[j] == 0 and gate[j] == wanted:
-                ids[kept] = j
-                scores[kept] = score
-                kept += np.uint64(1)
-                push(score, top, n)
-                threshold = _below(top[n - 1])
-        _blank(sums + np.int64(8 * block))
-    return _keep(ids, scores, np.int64(kept), top[n - 1])
+    listed = SPARSE * begin(place, clusters, edge, end) < n_items
+    kept = 0
+    for first in range(0, n_items, span):
+        n_touched = accumulate(place, weights, edge, end, first, listed, touched)
+        if listed:
+            kept = best_of_listed(place, first, touched, n_touched, wanted, alpha, n, kept, ids, scores, top)
+        else:
+            kept = best_of_all(place, first, wanted, alpha, n, kept, ids, scores, top)
+    return _keep(ids, scores, kept, top[n - 1])

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import pydantic_route
 from benchmarks.baselines import Constant, PydanticServer, Slates, answer_size, posts
-from benchmarks.measuring import Measured, Runs, Subject, closed, described, latencies, opened, ratio
+from benchmarks.measuring import QUANTILES, Measured, Runs, Subject, closed, described, latencies, opened, ratio
 from benchmarks.processes import generating, parts, pin
 from loadtest.client import Address
 from loadtest.fast import Requests
@@ -198,7 +198,23 @@ async def _run(plan: Plan, only: Sequence[str]) -> dict[str, Any]:
         found["other_routes"] = await other_routes(plan)
     if "two_workers" in only:
         found["two_workers"] = await two_workers(plan)
-    return found | {"pinned": plan.pinned, "errors": _errors(found)}
+    return found | {"pinned": plan.pinned, "errors": _errors(found), "plots": list(_plots(found))}
+
+
+def _plots(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """For the report's picture, see benchmarks/plots.py."""
+    if "recommend" in found:
+        dots = {name: _spread(row["rate_of_constant"]) for name, row in found["recommend"].items()}
+        title = "Recommend over HTTP, one worker: of a constant ASGI app's rate"
+        yield {"title": title, "dots": {"times the constant's rate": dots}, "log": "x", "limit": 1.0}
+    for share, rows in found.get("open", {}).items():
+        lines = {name: {f"p{q:g}": row[f"p{q:g}_us"]["median"] for q in QUANTILES} for name, row in rows.items()}
+        title = f"Latency from the scheduled time, open loop at {float(share):.0%} of its own saturation"
+        yield {"title": title, "distributions": lines, "y": "µs", "log": "y"}
+
+
+def _spread(value: Mapping[str, float]) -> list[float]:
+    return [value["median"], value["low"], value["high"]]
 
 
 def _errors(found: Any) -> int:

@@ -16,6 +16,8 @@ import numpy as np
 from benchmarks.processes import Clock, settle
 from loadtest.fast import Load, Outcome, Requests
 
+QUANTILES = (50, 90, 99, 99.9)  # percent
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -131,6 +133,6 @@ def described(runs: Sequence[Measured]) -> dict[str, Any]:
 def latencies(runs: Sequence[Measured]) -> dict[str, Any]:
     """Quantiles of an open loop's latencies, us from the scheduled time, and how late the generator itself was."""
     return {
-        **{f"p{q:g}_us": spread(run.outcome.latency_us(q) for run in runs) for q in (50, 90, 99, 99.9)},
+        **{f"p{q:g}_us": spread(run.outcome.latency_us(q) for run in runs) for q in QUANTILES},
         **{f"generator_late_p{q:g}_us": spread(run.outcome.late_us(q) for run in runs) for q in (50, 99)},
     }

@@ -74,7 +74,7 @@ def test_a_missed_bar_is_visible_in_all_three(tmp_path: Path, drawn: list[Any]) 
     assert line.endswith("MISSED")
     page = (tmp_path / "report.md").read_text()
     row = (
-        "| choose, 5,000 edges: times touch-only | 2.5 (17 µs) |  | ≤ 1.8 | **MISSED** | `python -m benchmarks kernels"
+        "| choose, 5,000 edges: times touch-only | 2.5 (17 µs) |  | ≤ 1.6 | **MISSED** | `python -m benchmarks kernels"
     )
     assert row in page
     bars = json.loads((tmp_path / "summary.json").read_text())["bars"]
@@ -83,8 +83,8 @@ def test_a_missed_bar_is_visible_in_all_three(tmp_path: Path, drawn: list[Any]) 
         "choose, 20,000 edges: times touch-only",
     ]
     words = texts(drawn[0])
-    assert "2.5  (bar ≤ 1.8)  MISSED" in words
-    assert "missing  (bar ≤ 1.4)  MISSED" in words
+    assert "2.5  (bar ≤ 1.6)  MISSED" in words
+    assert "missing  (bar ≤ 1.3)  MISSED" in words
     assert "1.9  (bar ≤ 2)" in words
 
 
@@ -107,7 +107,7 @@ def test_the_markdown_has_every_figure_and_says_what_is_absent(tmp_path: Path) -
     report.write(results(), tmp_path)
     page = (tmp_path / "report.md").read_text()
     assert "Measured on 2 x CPU; abc1234; 2026-11-28; quick, figures are rougher." in page
-    assert "| exec to first recommendation | 0.98 s | 0.96 to 1.02 | ≤ 1.5 | holds | `python -m benchmarks" in page
+    assert "| exec to first recommendation | 0.98 s | 0.96 to 1.02 | ≤ 1.0 | holds | `python -m benchmarks" in page
     assert "| http | FAILED: exit status 1 |" in page
     assert "| films | skipped: no ratings beside the project |" in page
     assert "## growth\n\n`python -m benchmarks growth --quick`\n\n| edges | µs |" in page

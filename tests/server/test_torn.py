@@ -97,8 +97,8 @@ def machine_code(kernel: object, *arguments: object) -> tuple[str, str]:
 
 
 def test_a_pair_is_read_by_one_load_of_eight_bytes() -> None:
-    kinds = [types.int64[::1], types.uint32[::1], types.uint16[::1], types.boolean, types.uint32[::1]]
-    text, code = machine_code(reaching.accumulate, *kinds)
+    kinds = [types.int64[::1], types.uint16[::1], types.int64[::1], types.int64[::1], types.int64, types.boolean]
+    text, code = machine_code(reaching.accumulate, *kinds, types.uint32[::1])
     loads = [line for line in text.splitlines() if " volatile " in line]
     assert loads, "the loads of pairs are volatile, so that no optimiser splits them"
     assert all(re.search(r"load volatile double, .*, align 8$", line) for line in loads)
