@@ -53,7 +53,8 @@ def agent(settings: Settings, folder: RunFolder) -> int:
         await asyncio.to_thread(agent.close)
         parts.close()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(run())
     return 0
 
 
@@ -126,8 +127,7 @@ def worker(settings: Settings, folder: RunFolder, number: int, listener: socket.
         await engine.drain(min(5.0, max(1.0, settings.drain_s)))
         channel.close()
 
-    runner = asyncio.Runner(loop_factory=loop_factory())
-    with runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(run())
     return 0
 

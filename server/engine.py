@@ -27,7 +27,7 @@ Left to the engine, because it takes the policy to know:
   `exclude` leaves nothing, `errors.invalid("exclude", ...)`
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -84,6 +84,10 @@ class Engine(Protocol):
 
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         """One verdict a row, in order, after the durable append of all accepted ones (one append)."""
+        ...
+
+    def feed(self, row: FeedbackRow, done: Callable[[Verdict | Exception], None]) -> None:
+        """The same for one row: `done` gets the verdict, or what `feedback` raises; now or later, on the loop."""
         ...
 
     async def control(self, record: ControlRecord, if_version: int | None = None) -> ControlResult:

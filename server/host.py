@@ -6,8 +6,10 @@ process (`server.local`); everything else is the same code.
 
 import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -15,10 +17,22 @@ import msgspec
 from bandits.graph import Graph
 from server import errors
 from server.engine import ControlResult, PolicyInfo
-from server.feedback import NOT_YET, judge
-from server.outbox import Outbox, pack
+from server.errors import Problem
+from server.feedback import NOT_YET
+from server.intake import Intake, Taken
+from server.outbox import Outbox
 from server.recommender import Recommender
-from server.schemas import Arms, Decision, FeedbackRow, ItemInfo, RecommendRequest, SnapshotAnswer, Status, Verdict
+from server.schemas import (
+    ACCEPTED,
+    Arms,
+    Decision,
+    FeedbackRow,
+    ItemInfo,
+    RecommendRequest,
+    SnapshotAnswer,
+    Status,
+    Verdict,
+)
 from server.shared import (
     AGENT_BEAT,
     APART,
@@ -44,6 +58,8 @@ TICK_S = 0.02
 SILENT_MS = 3_000  # without a sign of life for so long, a process is said to be away
 STALE_MS = 5_000
 NOT_YET_S = 1.0
+Told = Callable[[Verdict | Exception], None]
+log = logging.getLogger(__name__)
 _ARMS = msgspec.msgpack.Decoder(Arms)
 _SNAPSHOTS = msgspec.msgpack.Decoder(list[SnapshotAnswer])
 _RESULT = msgspec.msgpack.Decoder(ControlResult)
@@ -57,8 +73,8 @@ class Channel(Protocol):
     def send(self, number: int, batch: bytes) -> bool:
         """Hands over a batch of decisions; False while the agent is away."""
 
-    async def rewards(self, batch: bytes) -> None:
-        """Returns after the durable append of these rewards; raises Problem 503."""
+    def rewards(self, batch: bytes, done: Callable[[Problem | None], None]) -> None:
+        """Hands over rewards; `done` is called after their durable append, or with Problem 503; perhaps at once."""
 
     async def call(self, method: str, *args: Any) -> bytes:
         """One of `Agent.call`'s methods; MessagePack of what it returns. Raises Problem."""
@@ -85,6 +101,9 @@ class HostEngine:
         loop = asyncio.get_running_loop()
         self.outbox = Outbox(self.row, flush_ms / 1000, loop.call_later)
         self.outbox.send = channel.send
+        self.intake = Intake(self.views, self.row)
+        self._fed: list[tuple[FeedbackRow, Told]] = []  # in this turn of the loop
+        self._late: set[asyncio.Task[list[Verdict]]] = set()
         self.recommender = Recommender(self.views, self.outbox, self.row, clock=clock)
         self.answer = self.recommender.answer
         self.count = self.row.request
@@ -129,33 +148,85 @@ class HostEngine:
 
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         """See `Engine.feedback`."""
+        taken = self._take(rows)
+        batch = taken.batch
+        if taken.late:
+            batch += await self._take_late(rows, taken)
+        if batch:
+            appended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._hand_over(batch, partial(_settle, appended))
+            await appended
+        return taken.verdicts
+
+    def feed(self, row: FeedbackRow, done: Told) -> None:
+        """See `Engine.feed`. What comes in the same turn of the loop is judged and appended together."""
+        if not self._fed:
+            asyncio.get_running_loop().call_soon(self._take_fed)
+        self._fed.append((row, done))
+
+    def _take_fed(self) -> None:
+        fed, self._fed = self._fed, []
+        try:
+            taken = self._take([row for row, _ in fed])
+        except Exception as error:
+            for _, done in fed:
+                _tell(done, error)
+            return
+        accepted = []
+        for (row, done), verdict in zip(fed, taken.verdicts, strict=True):
+            if verdict is ACCEPTED:
+                accepted.append(done)
+            elif verdict.detail is NOT_YET:
+                self._feed_late(row, done)
+            else:
+                _tell(done, verdict)
+
+        def appended(problem: Problem | None) -> None:
+            for done in accepted:
+                _tell(done, problem or ACCEPTED)
+
+        if accepted:
+            self._hand_over(taken.batch, appended)
+
+    def _feed_late(self, row: FeedbackRow, done: Told) -> None:
+        def settled(task: asyncio.Task[list[Verdict]]) -> None:
+            self._late.discard(task)
+            if not task.cancelled():
+                _tell(done, task.exception() or task.result()[0])  # type: ignore[arg-type]
+
+        task = asyncio.get_running_loop().create_task(self.feedback([row]))
+        self._late.add(task)
+        task.add_done_callback(settled)
+
+    def _take(self, rows: Sequence[FeedbackRow]) -> Taken:
         if not self.views.generation:
             self.views.refresh()
             if not self.views.generation:
                 raise errors.not_ready()
-        verdicts, by_shard = judge(rows, self.views, self.row)
-        if any(verdict.detail is NOT_YET for verdict in verdicts):
-            await self._judge_late(rows, verdicts, by_shard)
-        if by_shard:
-            if self.views.ordered:  # the classic rule cannot pay for an answer to a play it has not heard of
-                self.outbox.flush()
-            await self.channel.rewards(pack(by_shard))
-        return verdicts
+        return self.intake.take(rows)
 
-    async def _judge_late(
-        self, rows: Sequence[FeedbackRow], verdicts: list[Verdict], by_shard: dict[int, list[bytes]]
-    ) -> None:
-        """Judges the rows again that name what is not seen here yet, until it is; Problem where that takes too long."""
+    async def _take_late(self, rows: Sequence[FeedbackRow], taken: Taken) -> bytes:
+        """Judges the rows again that name what is not seen here yet, until it is; the batch of those that are accepted.
+
+        Problem where that takes too long.
+        """
+        late, batch = taken.late, b""
         deadline = asyncio.get_running_loop().time() + NOT_YET_S
-        while late := [i for i, verdict in enumerate(verdicts) if verdict.detail is NOT_YET]:
+        while late:
             if asyncio.get_running_loop().time() > deadline:
                 raise errors.unavailable(NOT_YET)
             await asyncio.sleep(TICK_S)
-            again, more = judge([rows[i] for i in late], self.views, self.row)
-            for i, verdict in zip(late, again, strict=True):
-                verdicts[i] = verdict
-            for shard, events in more.items():
-                by_shard.setdefault(shard, []).extend(events)
+            again = self.intake.take([rows[i] for i in late])
+            for i, verdict in zip(late, again.verdicts, strict=True):
+                taken.verdicts[i] = verdict
+            batch += again.batch
+            late = [late[i] for i in again.late]
+        return batch
+
+    def _hand_over(self, batch: bytes, done: Callable[[Problem | None], None]) -> None:
+        if self.views.ordered:  # the classic rule cannot pay for an answer to a play it has not heard of
+            self.outbox.flush()
+        self.channel.rewards(batch, done)
 
     async def control(self, record: ControlRecord, if_version: int | None = None) -> ControlResult:
         """See `Engine.control`."""
@@ -237,3 +308,20 @@ class HostEngine:
     async def metrics(self) -> bytes:
         """See `Engine.metrics`."""
         return _BYTES.decode(await self.channel.call("metrics"))
+
+
+def _tell(done: Told, outcome: Verdict | Exception) -> None:
+    """A mistake with one answer must not keep the others from theirs."""
+    try:
+        done(outcome)
+    except Exception:
+        log.exception("a reward's answer failed")
+
+
+def _settle(waiter: asyncio.Future[None], problem: Problem | None) -> None:
+    if waiter.done():  # who asked is gone
+        return
+    if problem is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(problem)

@@ -19,6 +19,8 @@ This leans on more of uvicorn than it promises to keep, so a worker rehearses it
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -29,8 +31,9 @@ from uvicorn.server import ServerState
 from server import errors
 from server.protocol import Protocol
 from server.routes.common import JSON, Service, is_json, problem_response
-from server.routes.feedback import feedback_bytes
+from server.routes.feedback import ONE_ACCEPTED, feedback_bytes, problem_of, quick_row
 from server.routes.recommend import recommend_bytes
+from server.schemas import ACCEPTED, Verdict
 
 log = logging.getLogger(__name__)
 RECOMMEND, FEEDBACK = "/v1/recommend", "/v1/feedback"
@@ -234,40 +237,76 @@ class HotProtocol(Protocol):
             self.timeout_keep_alive_handler()
 
     def _feed_back(self, body: bytes) -> None:
-        self.cycle = cycle = Answering()  # type: ignore[assignment]
-        task = self.loop.create_task(self._feedback(cycle, body, self._began, self._caller))
+        self.cycle = cycle = Answering(self.transport)  # type: ignore[assignment]
+        self.tasks.add(cycle)  # type: ignore[arg-type]
+        row = quick_row(body) if self._caller is None else None
+        if row is None:
+            self._later(self._feedback(cycle, body, self._began, self._caller))
+        else:
+            self._service.engine.feed(row, partial(self._fed, cycle, self._began))
+
+    def _later(self, answering: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(answering)
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
+    def _fed(self, cycle: "Answering", began: float, outcome: Verdict | Exception) -> None:
+        """The answer to one reward, with fewer steps where it is the usual one."""
+        if outcome is ACCEPTED and cycle.keep_alive and not (cycle.disconnected or self.flow.write_paused):
+            head = TAKEN.of(self.server_state.default_headers, len(ONE_ACCEPTED))
+            self.transport.write(head + ONE_ACCEPTED)
+            self._fed_back(cycle, 202, began)
+        elif isinstance(outcome, Exception):
+            self._later(self._answer(cycle, outcome, began))
+        else:
+            answer = ONE_ACCEPTED if outcome is ACCEPTED else problem_of(outcome)
+            self._later(self._answer(cycle, answer, began))
+
     async def _feedback(self, cycle: "Answering", body: bytes, began: float, caller: str | None) -> None:
-        service, status = self._service, 500
+        service = self._service
+        answer: bytes | Exception
         try:
-            try:
-                if caller is not None:
-                    service.limit.check(caller)
-                answer = await feedback_bytes(service.engine, service.settings.max_batch, body)
-                await self._writable(cycle)
-            except Exception as error:
-                await self._writable(cycle)
-                status = self._refuse_with(error, FEEDBACK, cycle.keep_alive, cycle.disconnected)
+            if caller is not None:
+                service.limit.check(caller)
+            answer = await feedback_bytes(service.engine, service.settings.max_batch, body)
+        except Exception as error:
+            answer = error
+        except asyncio.CancelledError:  # the time to finish in is over
+            self.transport.close()
+            self._fed_back(cycle, 500, began)
+            raise
+        await self._answer(cycle, answer, began)
+
+    async def _answer(self, cycle: "Answering", answer: bytes | Exception, began: float) -> None:
+        status = 500
+        try:
+            if self.flow.write_paused and not cycle.disconnected:
+                await self.flow.drain()
+            if isinstance(answer, Exception):
+                status = self._refuse_with(answer, FEEDBACK, cycle.keep_alive, cycle.disconnected)
             else:
                 status = 202
                 if cycle.keep_alive and not cycle.disconnected:
-                    self.transport.write(ACCEPTED.of(self.server_state.default_headers, len(answer)) + answer)
+                    self.transport.write(TAKEN.of(self.server_state.default_headers, len(answer)) + answer)
                 elif not cycle.disconnected:
                     self._write(Response(answer, status, media_type=JSON), keep_alive=False)
-        except asyncio.CancelledError:  # the time to finish in is over
-            self.transport.close()
-            raise
         finally:
-            service.count(FEEDBACK, status, time.perf_counter() - began)
-            cycle.response_complete = True
-        if not cycle.disconnected:
-            self.on_response_complete()
+            self._fed_back(cycle, status, began)
 
-    async def _writable(self, cycle: "Answering") -> None:
-        if self.flow.write_paused and not cycle.disconnected:
-            await self.flow.drain()
+    def _fed_back(self, cycle: "Answering", status: int, began: float) -> None:
+        self.tasks.discard(cycle)
+        now = time.perf_counter()
+        self._service.count(FEEDBACK, status, now - began)
+        cycle.response_complete = True
+        if cycle.disconnected:
+            return
+        if self.pipeline or self.flow.read_paused:
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._answered_at = now
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
 
     def _refuse_with(self, error: Exception, path: str, keep_alive: bool, disconnected: bool = False) -> int:
         """Answers with a problem; after a mistake of our own the connection ends. Returns the status."""
@@ -289,12 +328,22 @@ class HotProtocol(Protocol):
 
 
 class Answering:
-    """Stands where uvicorn has a cycle while a hot request waits: so that what is pipelined behind it is held back."""
+    """Stands where uvicorn has a cycle while a hot request waits: so that what is pipelined behind it is held back.
 
-    def __init__(self) -> None:
+    And among its tasks, whose end a server that stops waits for; the time is over when they are cancelled.
+    """
+
+    __slots__ = ("_transport", "disconnected", "keep_alive", "more_body", "response_complete")
+    message_event = asyncio.Event()  # nobody waits for it
+
+    def __init__(self, transport: Any) -> None:
         self.response_complete = self.disconnected = self.more_body = False
         self.keep_alive = True
-        self.message_event = asyncio.Event()
+        self._transport = transport
+
+    def cancel(self, msg: str | None = None) -> None:
+        del msg
+        self._transport.close()
 
 
 def _lines(headers: Headers) -> bytes:
@@ -318,4 +367,4 @@ class _Head:
         return self._begin + self.rest % size
 
 
-OK, ACCEPTED = _Head(200), _Head(202)
+OK, TAKEN = _Head(200), _Head(202)

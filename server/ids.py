@@ -81,6 +81,15 @@ class Ids(Sequence[str]):
         found = self._found.get(item_id)
         return self._look_up(item_id) if found is None else found
 
+    def find_all(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The index of each, -1 where there is no such item."""
+        found = list(map(self._found.get, item_ids))
+        for i, index in enumerate(found) if None in found else ():
+            if index is None:
+                looked_up = self._look_up(item_ids[i])
+                found[i] = -1 if looked_up is None else looked_up
+        return np.array(found, np.int64)
+
     def _look_up(self, item_id: str) -> int | None:
         wanted = zlib.crc32(item_id.encode(errors="replace"))
         place = bisect_left(self._hash, wanted)

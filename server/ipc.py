@@ -16,7 +16,8 @@ import concurrent.futures
 import contextlib
 import logging
 import struct
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +40,11 @@ ANSWER_S = 30.0  # an agent that is stopped, or waits for its disk so long, must
 _AWAY = "The agent, which writes the event log, is away; it is being started again."
 
 
+def frame(kind: int, number: int, body: bytes = b"") -> bytes:
+    """The bytes of one frame."""
+    return HEAD.pack(len(body), kind, number) + body
+
+
 class Frames(asyncio.Protocol):
     """One end of a connection: whole frames go to `received(kind, number, body)`, its end to `lost()`."""
 
@@ -57,9 +63,13 @@ class Frames(asyncio.Protocol):
 
     def send(self, kind: int, number: int, body: bytes = b"") -> bool:
         """False where the connection is gone."""
+        return self.write(frame(kind, number, body))
+
+    def write(self, frames: bytes) -> bool:
+        """The same for whole frames, one after another."""
         if self._transport is None or self._transport.is_closing():
             return False
-        self._transport.write(HEAD.pack(len(body), kind, number) + body)
+        self._transport.write(frames)
         return True
 
     def close(self) -> None:
@@ -81,7 +91,7 @@ class Frames(asyncio.Protocol):
 
 
 class AgentServer:
-    """The agent's end."""
+    """The agent's end. What one append has settled goes to each connection in one write."""
 
     def __init__(self, agent: "Agent") -> None:
         self._agent = agent
@@ -89,6 +99,8 @@ class AgentServer:
         self._calls = concurrent.futures.ThreadPoolExecutor(8, "call")
         self._scrapes = concurrent.futures.ThreadPoolExecutor(1, "scrape")  # they wait for nobody who changes something
         self._connections: set[Frames] = set()
+        self._settled: deque[tuple[Frames, bytes]] = deque()  # answers of the writer's thread
+        self._told = False  # the loop, that there are some
         self._server: asyncio.Server | None = None
 
     async def start(self, path: Path) -> None:
@@ -118,16 +130,29 @@ class AgentServer:
         decisions = kind == DECISIONS
 
         def done(error: Exception | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(answer, error)
-
-        def answer(error: Exception | None) -> None:
             if error is None:
-                connection.send(CONFIRMED if decisions else DONE, number)
+                self._settle(connection, frame(CONFIRMED if decisions else DONE, number))
             elif not decisions:
-                connection.send(PROBLEM, number, _packed(problem_of(error)))
+                self._settle(connection, frame(PROBLEM, number, _packed(problem_of(error))))
 
         self._agent.writer.submit(list(unpack(body)), done, keep=decisions)
+
+    def _settle(self, connection: Frames, answer: bytes) -> None:
+        """Called from any thread."""
+        self._settled.append((connection, answer))
+        if not self._told:
+            self._told = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._told = False  # first: what is settled from here on is told again, or still in time
+        answers: dict[Frames, list[bytes]] = {}
+        while self._settled:
+            connection, answer = self._settled.popleft()
+            answers.setdefault(connection, []).append(answer)
+        for connection, parts in answers.items():
+            connection.write(b"".join(parts))
 
     async def _call(self, connection: Frames, number: int, body: bytes) -> None:
         method, args = msgspec.msgpack.decode(body)
@@ -150,17 +175,14 @@ def _packed(problem: Problem) -> bytes:
     return msgspec.msgpack.encode([problem.status, problem.title, problem.detail, problem.field, problem.retry_after])
 
 
+Answered = Callable[[bytes | Problem], None]
+
+
 class Asked(NamedTuple):
     """Who waits for an answer of the agent, and the timer that ends it."""
 
-    waiters: Sequence[asyncio.Future[bytes]]
+    answered: Answered
     late: asyncio.TimerHandle
-
-
-def _fail(waiters: Sequence[asyncio.Future[bytes]], problem: Problem) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_exception(problem)
 
 
 class SocketChannel:
@@ -172,7 +194,6 @@ class SocketChannel:
         self._loop = asyncio.get_running_loop()
         self._connection: Frames | None = None
         self._waiting: dict[int, Asked] = {}
-        self._gathered: list[tuple[bytes, asyncio.Future[bytes]]] = []  # rewards of this turn of the loop
         self._number = 0
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -210,10 +231,10 @@ class SocketChannel:
             return
         self._connection = None
         self.linked(False)
-        for asked in self._waiting.values():
+        waiting, self._waiting = self._waiting, {}
+        for asked in waiting.values():
             asked.late.cancel()
-            _fail(asked.waiters, errors.in_doubt("The agent, which writes the event log, ended meanwhile."))
-        self._waiting.clear()
+            asked.answered(errors.in_doubt("The agent, which writes the event log, ended meanwhile."))
         if not self._closed:
             self._task = self._loop.create_task(self._connect())
 
@@ -224,49 +245,41 @@ class SocketChannel:
             self.outbox.confirmed(number)
             return
         asked = self._waiting.pop(number, None)
-        if asked is None:
-            return
-        asked.late.cancel()
-        if kind != DONE:
-            _fail(asked.waiters, Problem(*msgspec.msgpack.decode(body)))
-            return
-        for waiter in asked.waiters:
-            if not waiter.done():
-                waiter.set_result(body)
+        if asked is not None:
+            asked.late.cancel()
+            asked.answered(body if kind == DONE else Problem(*msgspec.msgpack.decode(body)))
 
     def send(self, number: int, batch: bytes) -> bool:
         """See `Channel.send`."""
         return self._connection is not None and self._connection.send(DECISIONS, number, batch)
 
-    async def _ask(self, kind: int, body: bytes) -> bytes:
-        waiter: asyncio.Future[bytes] = self._loop.create_future()
-        self._send(kind, body, [waiter])
-        return await waiter
-
-    def _send(self, kind: int, body: bytes, waiters: Sequence[asyncio.Future[bytes]]) -> None:
+    def _ask(self, kind: int, body: bytes, answered: Answered) -> None:
         self._number += 1
         if self._connection is None or not self._connection.send(kind, self._number, body):
-            _fail(waiters, errors.unavailable(_AWAY))
+            answered(errors.unavailable(_AWAY))
             return
         late = self._loop.call_later(self._answer_s, self._late, self._number)
-        self._waiting[self._number] = Asked(waiters, late)
+        self._waiting[self._number] = Asked(answered, late)
 
     def _late(self, number: int) -> None:
         what = f"The agent, which writes the event log, has not answered for {self._answer_s:g} s."
-        _fail(self._waiting.pop(number).waiters, errors.in_doubt(what))
+        self._waiting.pop(number).answered(errors.in_doubt(what))
 
-    async def rewards(self, batch: bytes) -> None:
-        """See `Channel.rewards`. What comes in the same turn of the loop goes to the agent together."""
-        waiter: asyncio.Future[bytes] = self._loop.create_future()
-        if not self._gathered:
-            self._loop.call_soon(self._send_gathered)
-        self._gathered.append((batch, waiter))
-        await waiter
-
-    def _send_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        self._send(REWARDS, b"".join([batch for batch, _ in gathered]), [waiter for _, waiter in gathered])
+    def rewards(self, batch: bytes, done: Callable[[Problem | None], None]) -> None:
+        """See `Channel.rewards`."""
+        self._ask(REWARDS, batch, lambda found: done(found if isinstance(found, Problem) else None))
 
     async def call(self, method: str, *args: Any) -> bytes:
         """See `Channel.call`."""
-        return await self._ask(CALL, msgspec.msgpack.encode([method, args]))
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+
+        def answered(found: bytes | Problem) -> None:
+            if waiter.done():  # who asked is gone
+                return
+            if isinstance(found, Problem):
+                waiter.set_exception(found)
+            else:
+                waiter.set_result(found)
+
+        self._ask(CALL, msgspec.msgpack.encode([method, args]), answered)
+        return await waiter

@@ -37,6 +37,9 @@ BYTES_MAX = 1 << 20
 ASK_S = 0.02
 IDLE_S = 0.02
 IDLE_SHARE = 4  # an idle round is followed by a pause so many times as long: with many shards, looking costs too
+GATHER_S = 0.008  # at most, after a small round: while commits come back to back, records gather for the next one,
+GATHER_SHARE = 8  # so many times as long as the round took
+SMALL = 1000  # events of a round
 GRAPHS_S = 600.0
 
 
@@ -143,17 +146,24 @@ class LearnerLoop:
                 finish_by = time.monotonic() + self._finish_s
             if self._host is not None:
                 self._host[LEARNER_BEAT] = self._clock()
-            began = time.monotonic()
+            began, events = time.monotonic(), self.counts.events
             self._own(began)
             found = self._round()
+            took, events = time.monotonic() - began, self.counts.events - events
             self._upkeep()
             if not found and finish_by is not None and not self._unloaded():
                 break
-            if found < RECORDS_MAX:  # a commit for each small record would cost more than what it holds
-                idle = min(IDLE_S, IDLE_SHARE * (time.monotonic() - began))
-                self.stop.wait(self._poll_s if found else max(self._poll_s, idle))
+            if found < RECORDS_MAX:
+                self.stop.wait(self._pause(found, events, took))
         if self._host is not None:
             self._host[LEARNER_PID] = 0
+
+    def _pause(self, records: int, events: int, took_s: float) -> float:
+        """Seconds after a round: a commit for each small record would cost more than what it holds."""
+        if records and events >= SMALL:
+            return self._poll_s
+        most, share = (GATHER_S, GATHER_SHARE) if records else (IDLE_S, IDLE_SHARE)
+        return max(self._poll_s, min(most, share * took_s))
 
     def _own(self, now: float) -> None:
         """Asks which shards are ours, now and then and after every refused commit."""

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from server import data
 from server.agent import Agent
+from server.errors import Problem
 from server.host import HostEngine
 from server.learner_loop import LearnerLoop
 from server.outbox import unpack
@@ -46,22 +47,14 @@ class DirectChannel:
         self._agent.writer.submit(list(unpack(batch)), done, keep=True)
         return True
 
-    async def rewards(self, batch: bytes) -> None:
+    def rewards(self, batch: bytes, done: Callable[[Problem | None], None]) -> None:
         """See `Channel.rewards`."""
-        appended: asyncio.Future[Exception | None] = self._loop.create_future()
 
-        def settle(error: Exception | None) -> None:
-            if not appended.done():
-                appended.set_result(error)
-
-        def done(error: Exception | None) -> None:
+        def appended(error: Exception | None) -> None:
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(settle, error)
+                self._loop.call_soon_threadsafe(done, None if error is None else problem_of(error))
 
-        self._agent.writer.submit(list(unpack(batch)), done)
-        error = await appended
-        if error is not None:
-            raise problem_of(error) from error
+        self._agent.writer.submit(list(unpack(batch)), appended)
 
     async def call(self, method: str, *args: Any) -> bytes:
         """See `Channel.call`."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,6 +139,10 @@ class _Engine:
 
     async def feedback(self, rows: Sequence[FeedbackRow]) -> list[Verdict]:
         return [ACCEPTED for _ in rows]
+
+    def feed(self, row: FeedbackRow, done: Callable[[Verdict | Exception], None]) -> None:
+        del row
+        asyncio.get_running_loop().call_soon(done, ACCEPTED)
 
     def count(self, route: str, status: int, seconds: float) -> None:
         pass

@@ -76,6 +76,13 @@ class View:
     def numbers_of(self, item: str) -> Sequence[int]:
         raise NotImplementedError
 
+    def places(self, items: Sequence[str], banks: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(number, shard) of each of these items, which decisions for these banks have shown; number -1: not there."""
+        found = [self.numbers_of(item) for item in items]
+        numbers = [each[-1] if each and self.has_number(each[-1]) else -1 for each in found]
+        shards = [0 if n < 0 else self.shard_of(n, bank) for n, bank in zip(numbers, banks.tolist(), strict=True)]
+        return np.array(numbers, np.int64), np.array(shards, np.int64)
+
     def has_number(self, number: int) -> bool:
         raise NotImplementedError
 

@@ -31,6 +31,9 @@ class ArmsView(View):
         self.active: Mask = np.array([not (item.removed or item.paused) for item in entry.items], bool)
         self._available = int(self.active.sum())
         self._index = {item.id: index for index, item in enumerate(entry.items) if not item.removed}
+        self._numbers: dict[str, tuple[int, ...]] = {}  # an id that was removed and came back has several
+        for item in entry.items:
+            self._numbers[item.id] = (*self._numbers.get(item.id, ()), item.number)
         self._live_numbers = {item.number for item in entry.items if not item.removed}
         thompson = entry.spec.algorithm.startswith("thompson")
         self._modes = {None: 2 if thompson else 0, "explore": 2 if thompson else 0, "exploit": 1}
@@ -132,7 +135,7 @@ class ArmsView(View):
         return Made(made, items, (shard,), first)
 
     def numbers_of(self, item: str) -> Sequence[int]:
-        return [each.number for each in self.entry.items if each.id == item]
+        return self._numbers.get(item, ())
 
     def has_number(self, number: int) -> bool:
         return number in self._live_numbers

@@ -103,6 +103,12 @@ class DiagView(View):
         index = self.ids.find(item)
         return () if index is None else (int(self.numbers[index]),)
 
+    def places(self, items: Sequence[str], banks: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        del banks
+        index = self.ids.find_all(items)
+        numbers = np.where(index < 0, -1, self.numbers.take(index, mode="clip").astype(np.int64))
+        return numbers, self.arrays["shards"].take(index, mode="clip").astype(np.int64)
+
     def has_number(self, number: int) -> bool:
         place = bisect_left(self._sorted, number)
         return place < len(self._sorted) and self._sorted[place] == number

@@ -20,7 +20,7 @@ from bandits.graph import Graph
 from server import catalog as catalogs
 from server import tables
 from server.catalog import Catalog
-from server.feedback import judge
+from server.intake import FEW, Intake
 from server.lean import without_scipy
 from server.outbox import Outbox
 from server.recommender import Recommender
@@ -99,21 +99,21 @@ class _Worker:
         self._outbox = Outbox(self._row, 0.0, lambda _seconds, _call: None)
         self._outbox.send = self._send
         self._recommender = Recommender(self._views, self._outbox, self._row)
+        self._intake = Intake(self._views, self._row)
 
     def _send(self, number: int, batch: bytes) -> bool:
         del number
         self.sent.append(batch)
         return True
 
-    def turn(self, asked: _Asked) -> dict[int, list[bytes]]:
-        """Decisions, and a reward for each: the rewards' events by shard."""
+    def turn(self, asked: _Asked) -> bytes:
+        """Decisions, and rewards for each: the batch of the rewards."""
         decisions = [self._recommender.recommend(query) for query in asked.queries]
         for body in asked.bodies:
             self._recommender.answer(body)
         rows = [FeedbackRow(decision.decision_id, decision.items[0].id, 1.0) for decision in decisions]
-        _, by_shard = judge(rows, self._views, self._row)
         self._outbox.flush()
-        return by_shard
+        return self._intake.take(rows * (FEW + 1)).batch
 
 
 def warm_worker(specs: Sequence[PolicySpec] = USUAL) -> None:
@@ -175,7 +175,7 @@ def warm_up(specs: Sequence[PolicySpec] = USUAL) -> None:
         for _ in range(2):  # the second time from banks that are there by then
             rewards = worker.turn(asked)
             log.append([(0, events.frame_of(count, data)) for _, count, data in unpack(worker.sent.pop())])
-            log.append([(0, events.frame(rewards[0]))])
+            log.append([(0, events.frame_of(count, data)) for _, count, data in unpack(rewards)])
             learner.poll()
             replica.poll()
 

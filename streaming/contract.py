@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from streaming.events import DECISION, REWARD
 from streaming.scan import POISON, UNKNOWN
-from streaming.state import State
+from streaming.state import State, distinct
 from streaming.token import ARMS, FIRST, MAX, SUM
 
 OUTCOMES = ("applied", "amended", "duplicate", "late", "gone", "unfunded", "out_of_range", "poison")
@@ -289,7 +289,7 @@ class AnsweredSet:
         a, n = self.arrays, len(self)
         changed = np.flatnonzero(a.changed[:n])
         a.changed[:n] = 0
-        for minute in np.unique(a.minute[changed]):
+        for minute in distinct(a.minute[changed]):
             mine = changed[a.minute[changed] == minute]
             name = f"answered/{minute}"
             size = len(self._state[name]) if name in self._state else 0

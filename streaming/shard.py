@@ -117,7 +117,7 @@ class Shard:
         self._rebase(records[0].time_ms)
         buffer = scan.buffer([record.data for record in records])
         times = np.array([record.time_ms for record in records], np.int64)
-        rows = np.zeros(scan.count_events(buffer.start, buffer.end), scan.EVENT)
+        rows = np.zeros(scan.count_events(buffer), scan.EVENT)
         rows = rows[: scan.scan(buffer, times, scan.CRC_TABLES, rows)]
         counts = np.zeros((len(self._numbers) + 1, len(contract.COLUMNS)), np.int64)
         self._resolve(rows, counts, records)
@@ -192,7 +192,7 @@ class Shard:
         )  # fmt: skip
         diag.touched[dirty[:n_dirty]] = 0
         self.state.changed(f"edges/{number}", dirty[:n_dirty])
-        self.state.changed(f"items/{number}", np.unique(seen[:n_seen]))
+        self.state.changed(f"items/{number}", seen[:n_seen])
 
     def _learn_arms(
         self,
@@ -226,7 +226,7 @@ class Shard:
         arms.learner.learn(states, len(policy.items), ops, status)
         refused = (status == arm_policies.UNFUNDED) & (ops["kind"] == arm_policies.ANSWER)
         self._unfund(rows, source[:n][refused], counts)
-        self.state.changed(f"banks/{policy.number}", np.unique(bank[:n]))
+        self.state.changed(f"banks/{policy.number}", bank[:n])
 
     @staticmethod
     def _unfund(rows: NDArray[np.void], which: NDArray[np.int64], counts: NDArray[np.int64]) -> None:

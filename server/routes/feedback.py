@@ -35,6 +35,7 @@ ONE = msgspec.json.Decoder(FeedbackRow)
 BULK = msgspec.json.Decoder(Bulk)
 PEEK = msgspec.json.Decoder(_Peek)
 RAW = msgspec.json.Decoder(_Raw)
+ONE_ACCEPTED = msgspec.json.encode(FeedbackAnswer([ACCEPTED]))
 EXAMPLE = {"decision_id": "AQAAAgcAAAB", "item": "b", "reward": 1}
 
 
@@ -58,8 +59,8 @@ async def feedback_bytes(engine: Engine, max_batch: int, body: bytes) -> bytes:
     if rows is None:
         (verdict,) = await engine.feedback([decode(ONE, body)])
         if verdict.status == "refused":
-            raise errors.refused_feedback(verdict.reason or "invalid", verdict.detail or "", verdict.field)
-        return msgspec.json.encode(FeedbackAnswer([ACCEPTED]))
+            raise problem_of(verdict)
+        return ONE_ACCEPTED
     if not rows:
         raise errors.invalid("feedback", "feedback is empty; send at least one reward.")
     if len(rows) > max_batch:
@@ -69,6 +70,21 @@ async def feedback_bytes(engine: Engine, max_batch: int, body: bytes) -> bytes:
     verdicts = iter(await engine.feedback(sound) if sound else [])
     answers = [row if isinstance(row, Verdict) else next(verdicts) for row in rows]
     return msgspec.json.encode(FeedbackAnswer(answers))
+
+
+def quick_row(body: bytes) -> FeedbackRow | None:
+    """The row of a usual body of one; None where it is another, or wrong: `feedback_bytes` says what."""
+    if b'"feedback"' in body or b"\\" in body:
+        return None
+    try:
+        return ONE.decode(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def problem_of(verdict: Verdict) -> errors.Problem:
+    """What the caller of one row is told whose row was refused."""
+    return errors.refused_feedback(verdict.reason or "invalid", verdict.detail or "", verdict.field)
 
 
 def _rows(body: bytes) -> list[FeedbackRow] | list[FeedbackRow | Verdict] | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from bandits.graph import Graph
 from server.feedback import judge
+from server.intake import Intake
 from server.outbox import Outbox, unpack
 from server.recommender import Recommender
 from server.replica import Replica
@@ -45,6 +46,7 @@ class Host:
         self.row = self.host.row(0)
         self.replica = Replica(self.store, manifest, self.host, self.folder, self.clock)
         self.views = Views(self.host, self.row, self.folder, self.clock)
+        self.intake = Intake(self.views, self.row)
         self.outbox = Outbox(self.row, 0.01, lambda _seconds, _call: None)
         self.sent: list[tuple[int, int, bytes]] = []
         self.outbox.send = self._send

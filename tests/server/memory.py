@@ -1,6 +1,6 @@
 """A second, small engine: it decides by the order of items and learns nothing. The routes are tested against it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bandits.graph import Graph
 from server import errors
@@ -78,6 +78,9 @@ class MemoryEngine:
                 self.rewards.append(row)
                 verdicts.append(ACCEPTED)
         return verdicts
+
+    def feed(self, row: FeedbackRow, done: Callable[[Verdict | Exception], None]) -> None:
+        raise AssertionError(f"only the hot path asks: {row}, {done}")
 
     async def control(self, record: ControlRecord, if_version: int | None = None) -> ControlResult:
         name = getattr(record, "name", "") or getattr(record, "policy", "")

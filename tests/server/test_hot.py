@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -60,6 +60,17 @@ class Parts:
             for _ in range(5):
                 await asyncio.sleep(0)
         return verdicts
+
+    def feed(self, row: FeedbackRow, done: Callable[[Verdict | Exception], None]) -> None:
+        async def say() -> None:
+            try:
+                (verdict,) = await self.feedback([row])
+            except Exception as error:
+                done(error)
+            else:
+                done(verdict)
+
+        self.feeding = asyncio.get_running_loop().create_task(say())
 
     def count(self, route: str, status: int, seconds: float) -> None:
         assert seconds >= 0

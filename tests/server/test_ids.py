@@ -18,6 +18,11 @@ def test_every_id_is_read_and_found_and_no_other(texts: list[str], other: str) -
     assert found.all() == list(found) == texts
     assert [found.find(text) for text in texts] == list(range(len(texts)))
     assert found.find(other) == (texts.index(other) if other in texts else None)
+    fresh = Ids(layout(texts)[1])
+    asked = [*texts, other, texts[0], other]
+    for _ in range(2):
+        assert fresh.find_all(asked).tolist() == [texts.index(each) if each in texts else -1 for each in asked]
+    assert fresh.find_all([]).tolist() == []
 
 
 def test_ids_of_the_same_hash_are_told_apart() -> None:
@@ -38,5 +43,6 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert list(found) == texts
         assert [found.find(text) for text in texts] == list(range(10))
+        assert found.find_all(texts).tolist() == list(range(10))
         assert len(found._read) <= 3
         assert len(found._found) <= 3

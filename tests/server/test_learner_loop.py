@@ -470,3 +470,27 @@ def test_a_labelled_copy_that_was_lost_is_not_made_again_from_what_was_learned_s
     assert synced(late) == kept  # it comes to the record now, however late
     lose(1)
     assert synced(late) == []  # and has had it
+
+
+def test_small_rounds_are_followed_by_a_pause_as_long_as_they_are_worth(world: World) -> None:
+    loop = LearnerLoop(world.log, world.store, poll_s=0.002)
+    assert loop._pause(0, 0, 0.0001) == 0.002
+    assert loop._pause(0, 0, 1.0) == 0.02
+    assert loop._pause(1, 1, 0.0001) == 0.002
+    assert loop._pause(1, 24, 0.0005) == 0.004
+    assert loop._pause(24, 24, 0.5) == 0.008
+    assert loop._pause(3, 5000, 0.5) == 0.002, "a round that was worth it"
+    assert LearnerLoop(world.log, world.store, poll_s=1.0)._pause(1, 1, 0.5) == 1.0, "the setting is the least"
+
+
+def test_records_that_come_one_by_one_share_commits(world: World) -> None:
+    loop = world.start(Group(0))
+    soon(lambda: world.learned(0))
+    before = loop.counts.records, sum(loop.counts.commits)
+    for _ in range(300):
+        world.decide(0)
+        time.sleep(0.0005)
+    soon(lambda: world.learned(0))
+    assert loop.counts.records - before[0] == 300
+    assert sum(loop.counts.commits) - before[1] < 200
+    world.check(0)

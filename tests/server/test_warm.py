@@ -38,7 +38,7 @@ import gc, pathlib, tempfile
 from numba.core.dispatcher import Dispatcher
 from server.warm import warm_worker
 warm_worker()
-from server.schemas import User
+from server.schemas import FeedbackRow, User
 from streaming.control import PolicyPut, PolicySpec
 from tests.server.host_parts import Host, random_graph
 
@@ -54,11 +54,11 @@ with tempfile.TemporaryDirectory() as folder:
         before = loaded()
         for user in (User(embedding=[1.0, 0.0, 0.5, 0.1]), User(clusters=[0, 3], weights=[0.5, 0.5])):
             decision = host.recommend("films", user=user, k=3, exclude=[random_graph().ids[0]])
-            host.reward(decision, decision.items[0].id, 1.0)
+            host.intake.take([FeedbackRow(decision.decision_id, decision.items[0].id, 1.0)] * 9)
         for user in (b'{"embedding": [1.0, 0.0, 0.5, 0.1]}', b'{"clusters": [0, 3], "weights": [0.5, 0.5]}'):
             assert host.recommender.answer(b'{"policy": "films", "user": %b, "k": 3}' % user)
         decision = host.recommend("h", user=User(segment="s"), k=2)
-        host.reward(decision, decision.items[0].id, 1.0)
+        host.intake.take([FeedbackRow(decision.decision_id, decision.items[0].id, 1.0)] * 9)
         print(sorted(loaded() - before))
         host.follow()
 """
