@@ -25,7 +25,7 @@ from bandits.choosing import CANDIDATE, CLUSTERS_MAX, EXCLUDED, EXPLOIT, EXPLORE
 from bandits.choosing import choose as choose_kernel
 from bandits.graph import Graph, by_item
 from bandits.nearest import LANES, nearest
-from bandits.reaching import MOST, span_of
+from bandits.reaching import BLOCK, MOST, span_of
 
 MODES = {"explore": EXPLORE, "exploit": EXPLOIT, "thompson": THOMPSON}
 REBASE_HALF_LIVES = 30  # forward decay moves its origin before g reaches 2^30
@@ -166,12 +166,13 @@ class Serving:
         paused = np.zeros(n_items, np.uint8) if paused is None else paused
         self.index = np.empty(n_items, np.uint32)
         self.numbers = np.empty((2, n_items))
+        room = max(n_items, BLOCK)  # a block is looked at whole, and all its rows are listed where nothing is refused
         p = parameters
         settings = (p.alpha, p.explore_share, p.randomize_top, p.fresh == "first", p.fresh_share, MODES[p.mode])
         arrays: Any = (
             *(indptr, items, pairs, paused),
             *(_blank_sums(span_of(n_items)), np.zeros(n_items, np.uint8), np.zeros(n_items, np.uint8)),
-            *(np.empty(2 * n_items + 1, np.uint32), np.empty((2, n_items)), np.empty(n_items)),
+            *(np.empty(2 * room + 1, np.uint32), np.empty((2, room)), np.empty(n_items)),
             *(np.empty((3, n_items), np.int64), self.index, self.numbers),
             *(np.array(settings, np.float64), np.empty(2 * MOST), np.empty((2, CLUSTERS_MAX), np.int64)),
         )
@@ -188,9 +189,9 @@ class Serving:
         sizes = self.n_clusters, n_items
         self._place = np.array([*addresses[:4], *sizes, *addresses[4:-1], span_of(n_items), addresses[-1]], np.int64)
         assert len(self._place) == PLACES
-        room = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
+        shortlist = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
         self._products = np.empty(self.n_clusters + LANES, np.float32)
-        self._shortlist = np.empty(room, np.int64), np.empty(room)
+        self._shortlist = np.empty(shortlist, np.int64), np.empty(shortlist)
 
     def nearest(self, embedding: ArrayLike) -> Context:
         """The context of a user embedding f32[dim]: its K nearest centroids by inner product and their weights.
