@@ -326,7 +326,7 @@ def _one_ranking(
     edge = carray(pointer(place[18], np.int64), (2, CLUSTERS_MAX))
     count = best(place, clusters, weights, wanted, alpha, n, ids[n_items:], ids, scores, top, edge[0], edge[1])
     differ = count <= n
-    for i in range(1, count):
+    for i in range(1, count if differ else 0):  # `top` has no room for more than n
         differ &= top[i - 1] > top[i]
     n = min(n, count)
     if not differ:

@@ -189,9 +189,9 @@ class Serving:
         sizes = self.n_clusters, n_items
         self._place = np.array([*addresses[:4], *sizes, *addresses[4:-1], span_of(n_items), addresses[-1]], np.int64)
         assert len(self._place) == PLACES
-        room = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
+        shortlist = min(p.clusters_per_user + _SHORTLIST_MARGIN, self.n_clusters)
         self._products = np.empty(self.n_clusters + LANES, np.float32)
-        self._shortlist = np.empty(room, np.int64), np.empty(room)
+        self._shortlist = np.empty(shortlist, np.int64), np.empty(shortlist)
 
     def nearest(self, embedding: ArrayLike) -> Context:
         """The context of a user embedding f32[dim]: its K nearest centroids by inner product and their weights.

@@ -109,7 +109,7 @@ class Desk:
         """To the place of the policy of this name, if there is one that answers come from here for."""
         place = self._places.get(name)
         if place is None:
-            view = self._views.by_name.get(name.decode(errors="replace"))
+            view = self._views.by_name.get(name.decode(errors="surrogateescape"))
             if not isinstance(view, DiagView):
                 return False
             place = self._places[name] = Place(view, self._at, self._row)

@@ -76,6 +76,7 @@ class HotProtocol(Protocol):
             ):
                 if self.timeout_keep_alive_task is not None:
                     self._unset_keepalive_if_required()
+                self._unused = 0
                 self._began = time.perf_counter()
                 if known[0]:
                     self._recommend(data[end:])

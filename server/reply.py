@@ -83,7 +83,7 @@ def _context(desk: Any, numbers: Any, clusters: Any, weights: Any) -> int:
         if dim != desk[DIM] or m > 0 or n_weights > 0:
             return 0
         room = desk[ROOM_OF_SHORTLIST]
-        return nearest(
+        found = nearest(
             carray(pointer(desk[CENTROIDS], np.float32), (n_clusters, dim)),
             carray(pointer(desk[EMBEDDING], np.float32), (dim,)),
             get(desk[TEMPERATURE], np.float64),
@@ -93,6 +93,7 @@ def _context(desk: Any, numbers: Any, clusters: Any, weights: Any) -> int:
             clusters[: desk[PER_USER]],
             weights[: desk[PER_USER]],
         )
+        return found if found == desk[PER_USER] else 0
     if m == 0 or (n_weights != 0 and n_weights != m):
         return 0
     for i in range(m):

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from server.app import create_app
 from server.feedback import judge
 from server.hot import BODY_MAX, HEAD_BYTES_MAX, HEADS_MAX, TURN_MAX, HotProtocol
-from server.protocol import Protocol
+from server.protocol import HEAD_MAX, Protocol
 from server.rehearsal import FakeTransport, protocol_for, trouble
 from server.schemas import Decision, FeedbackRow, RecommendRequest, Verdict
 from server.settings import Settings
@@ -365,6 +365,12 @@ def test_another_size_than_the_head_says_needs_one(pair: Pair) -> None:
     pair.same([ASK])
     for reads in ([ASK[:at], ASK[at:]], [ASK[:-1], ASK[-1:]], [ASK + ASK], [ASK + b"\r\n"], [ASK + ASK[:at], ASK[at:]]):
         pair.same([*reads, ASK])
+
+
+def test_empty_lines_between_known_heads_do_not_add_up(pair: Pair) -> None:
+    lines = b"\r\n" * (HEAD_MAX // 3)
+    assert pair.same([ASK, ASK, lines, ASK, lines, ASK]).count(b" 200 OK") == 4
+    assert pair.same([ASK, ASK, lines, lines]).count(b" 431 ") == 1
 
 
 def test_heads_are_remembered_only_where_they_are_hot_and_whole(pair: Pair) -> None:

@@ -16,7 +16,8 @@ from server.bodies import check_query, decode
 from server.outbox import unpack
 from server.routes.recommend import ONE
 from server.schemas import Decision, User
-from streaming.control import ItemPut, KeyAdd
+from server.shared import POLICIES
+from streaming.control import ItemPut, KeyAdd, PolicyDelete, PolicyPut, PolicySpec
 from tests.server.host_parts import Host
 
 DIM, CLUSTERS, ITEMS = 4, 12, 60
@@ -197,3 +198,80 @@ def test_its_decisions_are_learned(one: Pair) -> None:
     assert host.reward(decision, decision.items[0].id, 1.0).reason is None
     host.follow()
     assert host.outcomes(2) == {"applied": 1, "decisions_explore": 1}
+
+
+def test_an_embedding_too_large_for_some_clusters_is_left_to_the_steps(tmp_path: Path) -> None:
+    """1e38 * 9 - 1e38 * 9 is no number: one cluster of three cannot be ranked."""
+    centroids = np.zeros((3, 64), np.float32)
+    centroids[0, ::2], centroids[0, 1::2], centroids[1, 0], centroids[2, 1] = 9, -9, 1, 1
+    odd = Graph(centroids, np.arange(4), np.arange(3, dtype=np.uint32), ("a", "b", "c"))
+    one = Pair(tmp_path, 1)
+    for host in (one.steps, one.kernel):
+        host.diag("odd", odd, clusters_per_user=3)
+    assert one.same({"policy": "odd", "user": {"embedding": [1] * 64}}) is not None
+    assert one.same({"policy": "odd", "user": {"embedding": [1e38] * 64}}) is None
+
+
+def test_a_name_that_is_no_utf8_is_not_the_policy_it_looks_like(one: Pair) -> None:
+    for host in (one.steps, one.kernel):
+        host.diag("\ufffd", graph(), clusters_per_user=3)
+    before = one.left(one.kernel)
+    for name in (b"\xff", b"\xf0\x9f\x98", b"\xed\xa0\x80"):
+        assert one.kernel.recommender.answer(b'{"policy":"%b","user":{"clusters":[1]}}' % name) is None
+        assert one.left(one.kernel) == before
+    assert one.same(usual(policy="\ufffd")) is not None
+
+
+@pytest.mark.parametrize("name", ["é" * 500, "w" * 1000, "\U0001f3b2 & <b>", "\x7f/"])
+def test_policies_of_any_name(one: Pair, name: str) -> None:
+    for host in (one.steps, one.kernel):
+        host.diag(name, graph(), clusters_per_user=3)
+    for policy in (name, "films", name[:-1], name + "x", name):
+        assert (one.same(usual(policy=policy)) is not None) == (policy in (name, "films"))
+    for host in (one.steps, one.kernel):
+        host.follow(PolicyDelete(name))
+    assert one.same(usual(policy=name)) is None
+
+
+def test_more_policies_than_are_counted_apart(tmp_path: Path) -> None:
+    one = Pair(tmp_path, 1)
+    for host in (one.steps, one.kernel):
+        host.control(*(PolicyPut(f"p{i}", PolicySpec("diag-linucb")) for i in range(POLICIES)))
+        host.diag("last", graph(), clusters_per_user=3)
+    assert one.same(usual(policy="last")) is not None
+    assert one.kernel.row.decisions()[0] == [1, 0, 0]
+
+
+def test_what_may_be_shown_is_limited_one_time_only(one: Pair) -> None:
+    for more in ({"exclude": PLAIN}, {"candidates": PLAIN[:9], "exclude": PLAIN[3:20]}, {"candidates": PLAIN[:1]}, {}):
+        one.same(usual(k=20, **more))
+
+
+def test_clusters_that_are_none_or_named_twice_are_left_to_the_steps(one: Pair) -> None:
+    for clusters in ([CLUSTERS], [0, CLUSTERS], [3, 1, 3], [5, 5]):
+        assert one.same(usual(user={"clusters": clusters})) is None
+    for weights in ([0, 0, 0], [1, 1], [1e308, 1e308, 1e308], [1, 1, 1, 1]):
+        assert one.same(usual(user={"clusters": [3, 1, 7], "weights": weights})) is None
+    for user in ({"embedding": [1.0] * DIM, "clusters": [1]}, {"embedding": [1.0] * DIM, "weights": [1]}):
+        assert one.same(usual(user=user)) is None
+    assert one.same(usual(k=ITEMS + 1)) is None
+
+
+def test_a_stream_of_decisions_is_numbered_by_both_ways(one: Pair) -> None:
+    """Each in turn, into one host: no number is left out or given twice, and events come in order."""
+    host = one.kernel
+    for i in range(40):
+        body = msgspec.json.encode(usual(k=1 + i % 5))
+        assert host.recommender.answer(body) if i % 3 else host.recommender.recommend(check_query(decode(ONE, body)))
+        if i % 7 == 0:
+            host.outbox.flush()
+    host.outbox.flush()
+    numbers: dict[int, list[int]] = {}
+    for shard, count, data in host.sent:
+        at = 0
+        for _ in range(count):
+            numbers.setdefault(shard, []).append(int.from_bytes(data[at + 24 : at + 28], "little"))
+            at += 8 * int.from_bytes(data[at + 4 : at + 6], "little")
+        assert at == len(data)
+    assert len(numbers) == 3
+    assert all(each == list(range(len(each))) for each in numbers.values())
