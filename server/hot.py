@@ -216,6 +216,10 @@ class HotProtocol(Protocol):
             self.transport.write(OK.of(self.server_state.default_headers, len(answer)) + answer)
         now = time.perf_counter()
         service.count(RECOMMEND, status, now - self._began)
+        self._end_of_answer(now)
+
+    def _end_of_answer(self, now: float) -> None:
+        """uvicorn's `on_response_complete` where nothing waits behind the request."""
         if self.pipeline or self.flow.read_paused:
             self.on_response_complete()
             return
@@ -299,15 +303,8 @@ class HotProtocol(Protocol):
         now = time.perf_counter()
         self._service.count(FEEDBACK, status, now - began)
         cycle.response_complete = True
-        if cycle.disconnected:
-            return
-        if self.pipeline or self.flow.read_paused:
-            self.on_response_complete()
-            return
-        self.server_state.total_requests += 1
-        self._answered_at = now
-        if self._timer is None:
-            self._timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+        if not cycle.disconnected:
+            self._end_of_answer(now)
 
     def _refuse_with(self, error: Exception, path: str, keep_alive: bool, disconnected: bool = False) -> int:
         """Answers with a problem; after a mistake of our own the connection ends. Returns the status."""
