@@ -158,6 +158,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 @pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Pair]:
+    yield from pair_of(tmp_path)
+
+
+@pytest.fixture
 def limited(tmp_path: Path) -> Iterator[Pair]:
     yield from pair_of(tmp_path, rate_limit_per_s=1.0, rate_limit_burst=3.0)
 
@@ -349,6 +354,20 @@ def test_pipelined_answers_come_in_order(pair: Pair, tokens: list[str], between:
     assert found.count(b"HTTP/1.1 ") == 9 + 2 * bool(between)
 
 
+def test_one_read_is_given_so_many_hot_answers_and_no_more(fresh: Pair) -> None:
+    async def run() -> None:
+        protocol, transport = fresh.hot.connect()
+        protocol.data_received(ASK * (TURN_MAX + 2))
+        assert bytes(transport.written).count(b" 200 OK") == TURN_MAX
+        await fresh.hot.settle()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert bytes(transport.written).count(b" 200 OK") == TURN_MAX + 2
+        protocol.connection_lost(None)
+
+    fresh.loop.run_until_complete(run())
+
+
 def test_many_in_one_read(pair: Pair) -> None:
     assert pair.same([ASK * 3 * TURN_MAX]).count(b" 200 OK") == 3 * TURN_MAX
 
@@ -414,6 +433,25 @@ def test_body_cap(pair: Pair, guarded: Pair) -> None:
 def test_a_length_that_lies(pair: Pair) -> None:
     for length in (b"-1", b"+5", b"0x5", b"5 ", b"5, 5", b"000000000000000000005", b"99999999999999999999", b"1e1"):
         pair.same([ASK.replace(b"Content-Length: 18", b"Content-Length: " + length)])
+
+
+def test_a_rate_limit_holds_on_every_connection(limited: Pair) -> None:
+    limited.same([ASK])
+    for _ in range(4):
+        found = limited.same([ASK])
+    assert found.startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_rate_limit_is_that_of_the_address_which_a_trusted_proxy_names(
+    limited: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        FakeTransport, "get_extra_info", lambda _, name: ("127.0.0.1", 5) if name == "peername" else None
+    )
+    for address in (b"9.9.9.1", b"9.9.9.2"):
+        forwarded = request(b'{"policy": "news"}', headers=[JSON, b"X-Forwarded-For: " + address])
+        assert limited.same([forwarded] * 4).count(b" 429 ") == 1
+    assert limited.same([ASK] * 4).count(b" 429 ") == 1
 
 
 def test_rate_limit(limited: Pair) -> None:
@@ -553,6 +591,51 @@ def test_each_answer_puts_the_end_of_an_idle_connection_off(pair: Pair) -> None:
         protocol.connection_lost(None)
 
     pair.loop.run_until_complete(run())
+
+
+def test_a_known_head_stops_the_clock_of_the_answer_before_it_and_starts_its_own(
+    fresh: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took: list[float] = []
+    monkeypatch.setattr(fresh.hot.app.state.service, "count", lambda _route, _status, seconds: took.append(seconds))
+
+    async def run() -> None:
+        protocol, _ = fresh.hot.connect()
+        assert isinstance(protocol, HotProtocol)
+        for asked in (ASK, GET):
+            protocol.data_received(asked)
+            await fresh.hot.settle()
+        assert protocol.timeout_keep_alive_task is not None
+        protocol._began -= 1000
+        protocol.data_received(ASK)
+        assert protocol.timeout_keep_alive_task is None
+        protocol.connection_lost(None)
+
+    fresh.loop.run_until_complete(run())
+    assert took
+    assert max(took) < 100
+
+
+@pytest.mark.parametrize("side", ["ordinary", "hot"])
+def test_a_known_head_behind_a_request_that_waits_is_not_answered_before_it(fresh: Pair, side: str) -> None:
+    it: Side = getattr(fresh, side)
+    decision = it.engine.host.recommend("news", k=1)
+    row = {"decision_id": decision.decision_id, "item": decision.items[0].id, "reward": 1}
+
+    async def run() -> bytes:
+        protocol, transport = it.connect()
+        protocol.data_received(ASK)
+        await it.settle()
+        protocol.data_received(request(msgspec.json.encode(row), b"/v1/feedback"))
+        protocol.data_received(ASK)
+        assert bytes(transport.written).count(b"HTTP/1.1 ") == 1
+        for _ in range(50):
+            await asyncio.sleep(0)
+        protocol.connection_lost(None)
+        return bytes(transport.written)
+
+    found = fresh.loop.run_until_complete(run())
+    assert [part[:3] for part in found.split(b"HTTP/1.1 ")[1:]] == [b"200", b"202", b"200"]
 
 
 @pytest.mark.parametrize("side", ["ordinary", "hot"])

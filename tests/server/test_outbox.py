@@ -133,6 +133,23 @@ def test_parts_that_are_full_are_handed_over_at_once(row: Row) -> None:
     assert b"".join(data for _, batch in listener.taken for _, _, data in unpack(batch)) == b"".join(events)
 
 
+def test_what_is_gathered_counts_for_the_bound(row: Row) -> None:
+    listener = Listener(row, 300)
+    before = row[DROPPED]
+    for i in range(2):
+        listener.outbox.add(0, event_of(i, 17))  # 160 bytes with its head
+        assert not listener.outbox.is_full
+    assert row[DROPPED] == before
+    listener.outbox.add(0, event_of(2, 17))
+    listener.outbox.add(0, event_of(3, 17), counted=False)
+    assert row[DROPPED] == before + 1
+    listener.there = False
+    listener.outbox.flush()
+    assert listener.outbox.is_full
+    listener.outbox.confirmed(1)
+    assert not listener.outbox.is_full
+
+
 def test_one_timer_runs_at_a_time(row: Row) -> None:
     listener = Listener(row, 1 << 30)
     for i in range(3):

@@ -16,7 +16,7 @@ from server.bodies import check_query, decode
 from server.outbox import unpack
 from server.routes.recommend import ONE
 from server.schemas import Decision, User
-from server.shared import POLICIES
+from server.shared import DROPPED, POLICIES
 from streaming.control import ItemPut, KeyAdd, PolicyDelete, PolicyPut, PolicySpec
 from tests.server.host_parts import Host
 
@@ -171,6 +171,46 @@ def test_another_key_signs(one: Pair) -> None:
         host.views.choose_key()
     second = one.same(usual())
     assert [payload_of(each)[1] for each in (first, second)] == [0, 1]
+
+
+def test_a_key_signs_when_it_has_rested_and_nothing_else_has_changed(one: Pair) -> None:
+    for host in (one.steps, one.kernel):
+        host.follow(KeyAdd(1, "22" * 32, host.now_ms))
+    resting = one.same(usual())
+    for host in (one.steps, one.kernel):
+        host.now_ms += 60_000
+        host.views.choose_key()
+    assert [payload_of(each)[1] for each in (resting, one.same(usual()))] == [0, 1]
+
+
+def test_no_more_items_than_are_not_paused(one: Pair) -> None:
+    for host in (one.steps, one.kernel):
+        host.follow(*(ItemPut("films", item_id, paused=True) for item_id in IDS[:50]))
+    assert one.same(usual(k=10)) is not None
+    assert one.same(usual(k=11)) is None
+    assert one.same(usual(k=1, candidates=PLAIN[:20])) is None
+
+
+def test_nothing_is_answered_before_the_first_catalog(one: Pair) -> None:
+    one.kernel.views.generation = 0
+    assert one.kernel.recommender.answer(msgspec.json.encode(usual())) is None
+
+
+def test_what_a_kernel_decided_is_handed_over_without_being_asked_for(one: Pair) -> None:
+    calls: list[Any] = []
+    one.kernel.outbox._later = lambda _seconds, call: calls.append(call)
+    assert one.kernel.recommender.answer(msgspec.json.encode(usual())) is not None
+    (call,) = calls
+    sent = len(one.kernel.sent)
+    call()
+    assert len(one.kernel.sent) > sent
+
+
+def test_what_may_be_dropped_is_left_to_the_steps(one: Pair) -> None:
+    for host in (one.steps, one.kernel):
+        host.outbox._kept_bytes = host.outbox._max
+    assert one.same(usual()) is None
+    assert one.kernel.row[DROPPED] > 0
 
 
 def test_a_full_outbox_leaves_decisions_to_the_steps(one: Pair) -> None:
