@@ -87,7 +87,7 @@ class Desk:
         n_bytes = len(body)
         if n_bytes > TEXT_BYTES:
             return None
-        if self._views.generation != self._generation or self._views.signing != self._signing:
+        if self._views.generation != self._generation or self._views.signing is not self._signing:
             self._begin_anew()
         self._text[:n_bytes] = body
         size = reply.reply(self._words, n_bytes, word, now_ms, stream, sequence)

@@ -93,7 +93,9 @@ class Views:
         if self._all_keys:
             rested = [key for key in self._all_keys if key.added_ms + KEY_REST_MS <= self._clock()]
             key = (rested or self._all_keys[:1])[-1]
-            self.signing = key.id, key.secret
+            signing = key.id, key.secret
+            if signing != self.signing:  # who made something of it sees by its identity whether it is another
+                self.signing = signing
 
     def view(self, name: str) -> View:
         """The policy's view; 404, or 503 before the first load."""
