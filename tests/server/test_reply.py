@@ -163,6 +163,17 @@ def test_changes_of_the_catalog_are_seen(one: Pair) -> None:
     assert shown not in [item["id"] for item in msgspec.json.decode(after)["items"]]
 
 
+def test_a_catalog_that_nobody_has_looked_at_yet_is_seen(one: Pair) -> None:
+    assert one.same(usual()) is not None
+    for host in (one.steps, one.kernel):
+        host.control(ItemPut("films", PLAIN[0], paused=True))
+        host.learn()
+        host.replica.poll()
+    answer = one.same(usual())
+    assert answer is not None
+    assert msgspec.json.decode(answer)["version"] == one.kernel.controls
+
+
 def test_another_key_signs(one: Pair) -> None:
     first = one.same(usual())
     for host in (one.steps, one.kernel):
