@@ -80,7 +80,7 @@ class Desk:
             reply.SEQUENCES: sequences, reply.CONCERNED: np.zeros(len(sequences), np.uint8),
             reply.PARTS: outbox.parts, reply.FILL: outbox.fill,
         }  # fmt: skip
-        self._words = self._nowhere = words_of(self._at)  # of the policy of the last request; no name is empty
+        self._words = self._nowhere = words_of({**self._at, reply.NAME_BYTES: -1})  # of the last request's policy: none
 
     def answer(self, body: bytes, word: int, now_ms: int, stream: int, sequence: int) -> bytes | None:
         """The JSON of the decision, which is handed on and counted; None where nothing was done."""

@@ -4,13 +4,14 @@ import base64
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaming import events, mac, writing
 from streaming.token import DIAG, Context, encode
 
 
+@settings(deadline=None)  # the first call may compile
 @given(st.floats(0, 1) | st.floats(0, 1e-4) | st.just(float("nan")))
 def test_half_is_numpys_float16(value: float) -> None:
     assert writing.half(value) == np.float64(value).astype(np.float16).view(np.uint16)
@@ -24,6 +25,7 @@ def test_half_of_every_float16_and_between() -> None:
     assert [int(writing.half(value)) for value in values] == expected.tolist()
 
 
+@settings(deadline=None)  # the first call may compile
 @given(st.binary(max_size=100))
 def test_base64(data: bytes) -> None:
     source, out = np.frombuffer(data + b"\xff" * 4, np.uint8), np.zeros(200, np.uint8)
