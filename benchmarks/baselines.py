@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -28,10 +29,13 @@ from server.launch import ServerProcess, free_port
 DISTINCT = 8192  # requests, all different
 
 CONSTANT = """
-import ctypes, signal, sys, uvicorn
+import ctypes, os, signal, socket, sys, uvicorn
 
-ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # ends with its parent
-PORT, SIZE = map(int, sys.argv[1:])
+def end_with_parent():
+    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+
+end_with_parent()
+PORT, SIZE, WORKERS = map(int, sys.argv[1:])
 BODY = b'{"constant":"' + b"x" * (SIZE - 15) + b'"}'
 HEAD = {"type": "http.response.start", "status": 200,
         "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]}
@@ -42,8 +46,14 @@ async def app(scope, receive, send):
     await send(HEAD)
     await send({"type": "http.response.body", "body": BODY})
 
-uvicorn.run(app, port=PORT, log_level="warning", access_log=False, lifespan="off", ws="none",
-            timeout_keep_alive=75, server_header=False)
+listener = socket.create_server(("127.0.0.1", PORT), backlog=2048)
+for _ in range(WORKERS - 1):
+    if os.fork() == 0:
+        end_with_parent()
+        break
+config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none",
+                        timeout_keep_alive=75, server_header=False)
+uvicorn.Server(config).run(sockets=[listener])
 """
 
 
@@ -61,17 +71,20 @@ class Constant:
     """A raw ASGI app that answers all with one JSON of `size` bytes."""
 
     url: str
-    pid: int
+    pids: list[int]  # of its workers
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, size: int) -> AsyncIterator["Constant"]:
+    async def running(cls, size: int, workers: int = 1) -> AsyncIterator["Constant"]:
         """From when it listens to the end of an `async with` block."""
         port = free_port()
-        with subprocess.Popen([sys.executable, "-c", CONSTANT, str(port), str(size)]) as process:
+        command = [sys.executable, "-c", CONSTANT, str(port), str(size), str(workers)]
+        with subprocess.Popen(command) as process:
             try:
-                made = cls(f"http://127.0.0.1:{port}", process.pid)
-                await made._listens()
+                await cls(f"http://127.0.0.1:{port}", [])._listens()
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                made = cls(f"http://127.0.0.1:{port}", [process.pid, *map(int, children)])
+                assert len(made.pids) == workers
                 yield made
             finally:
                 process.terminate()

@@ -7,7 +7,8 @@
     open          the same by the hot path and by the constant app in an open loop of 64 connections, each at half and
                   at 80 % of its own closed loop's rate: Poisson arrivals, latency from the scheduled time
     other_routes  worker CPU of GET /healthz and GET /v1/policies, with the hot path's protocol over without it
-    two_workers   worker CPU of a recommendation by a server of two workers over that by a server of one
+    two_workers   worker CPU of a recommendation by a server of two workers over that by a server of one; the same while
+                  agent and learner, which share a core with a second worker, are stopped; and the constant app's
 
 Policy and requests: benchmarks.baselines; thousands of requests take turns, no two alike. Runs are brief and in turns,
 medians and quartiles are given, ratios are of one round (benchmarks.measuring). Unless --unpinned, the worker (or the
@@ -18,6 +19,7 @@ is at work; `others_cores` says how many cores others had meanwhile, and a rate 
 """
 
 import argparse
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,10 +29,10 @@ import numpy as np
 
 from benchmarks import pydantic_route
 from benchmarks.baselines import Constant, PydanticServer, Slates, answer_size, posts
-from benchmarks.measuring import QUANTILES, Measured, Runs, Subject, closed, described, latencies, opened, ratio
-from benchmarks.processes import generating, parts, pin
+from benchmarks.measuring import QUANTILES, Measured, Runs, Subject, closed, described, latencies, opened, ratio, rounds
+from benchmarks.processes import generating, parts, pin, stopped
 from loadtest.client import Address
-from loadtest.fast import Requests
+from loadtest.fast import Load, Outcome, Requests
 from loadtest.users import set_up
 from loadtest.worlds import Taste, films, headlines
 from server.launch import ServerProcess
@@ -93,7 +95,7 @@ async def recommend(plan: Plan) -> dict[str, Any]:
         bodies = {slates: slates.bodies() for slates in worlds}
         size = await answer_size(ours.url, PATH, bodies[worlds[0]])
         async with Constant.running(size) as constant:
-            processes = {"ours": parts(ours.pids()), "plain": parts(plain.pids()), "base": {"worker": [constant.pid]}}
+            processes = {"ours": parts(ours.pids()), "plain": parts(plain.pids()), "base": {"worker": constant.pids}}
             for each in processes.values():
                 plan.place(each)
             base = Subject("constant", constant.url, posts(constant.url, "/", bodies[worlds[0]]), processes["base"])
@@ -172,20 +174,35 @@ async def other_routes(plan: Plan) -> dict[str, Any]:
 
 
 async def two_workers(plan: Plan) -> dict[str, Any]:
-    """Worker CPU of a recommendation, two workers and one."""
+    """Worker CPU of a recommendation, two workers and one; and of the constant app's answer, which says what two
+    processes cost each other that share nothing but the machine."""
     slates = Slates(WIDTHS[0])
-    with ServerProcess() as one, ServerProcess(["--workers", "2"]) as two:
+    async with contextlib.AsyncExitStack() as stack:
+        one, two = (stack.enter_context(ServerProcess(["--workers", str(n)])) for n in (1, 2))
         for server in (one, two):
             await server.ready()
             await slates.put(server.url)
         bodies = slates.bodies()
+        size = await answer_size(one.url, PATH, bodies)
         subjects = [
             Subject(name, server.url, posts(server.url, PATH, bodies), parts(server.pids()))
             for name, server in (("one", one), ("two", two))
         ]
+        for name, n in (("constant, one", 1), ("constant, two", 2)):
+            app = await stack.enter_async_context(Constant.running(size, n))
+            subjects.append(Subject(name, app.url, posts(app.url, "/", bodies), {"worker": app.pids}))
         runs = closed(subjects, plan.rounds, 2 * plan.seconds, CONNECTIONS_OPEN)
+
+        def alone(subject: Subject, load: Load, r: int) -> Outcome:
+            del r
+            with stopped([*subject.processes["agent"], *subject.processes["learner"]]):
+                return load.closed(subject.requests, seconds=plan.seconds)
+
+        still = rounds(subjects[:2], plan.rounds, CONNECTIONS_OPEN, alone)
     return {
         "cpu_of_one": ratio(runs["two"], runs["one"], lambda run: run.worker_us),
+        "cpu_of_one_alone": ratio(still["two"], still["one"], lambda run: run.worker_us),
+        "constant_cpu_of_one": ratio(runs["constant, two"], runs["constant, one"], lambda run: run.worker_us),
         **{name: described(found) for name, found in runs.items()},
     }
 
@@ -284,6 +301,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     if row := found.get("two_workers"):
         one, two = (_shown(row[name]["worker_cpu_us"], ".1f") for name in ("one", "two"))
         yield f"worker CPU of a recommendation by two workers {two} us, by one {one}: times {_shown(row['cpu_of_one'])}"
+        yield f"      while agent and learner are stopped: times {_shown(row['cpu_of_one_alone'])}"
+        yield f"      of the constant app's answer: times {_shown(row['constant_cpu_of_one'])}"
 
 
 def main() -> None:

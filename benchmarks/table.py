@@ -127,6 +127,18 @@ BARS = [
 ]
 
 FIGURES = [
+    Bar(
+        "http",
+        "two workers, agent and learner stopped: CPU, times one's",
+        "two_workers/cpu_of_one_alone/median",
+        spread="low high",
+    ),
+    Bar(
+        "http",
+        "constant app, two workers: CPU, times one's",
+        "two_workers/constant_cpu_of_one/median",
+        spread="low high",
+    ),
     Bar("kernels", "choose through Serving, 1,000 edges: times touch-only", "choose/100/serving_ratio"),
     Bar("kernels", "edge updates with search, as the learner does", "learn/searched_per_s", unit="M/s", scale=1e-6),
     Bar(

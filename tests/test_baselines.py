@@ -73,10 +73,10 @@ async def test_a_constant_app_is_measured() -> None:
     async with baselines.Constant.running(300) as constant:
         bodies = baselines.Slates(100).bodies(20)
         assert await baselines.answer_size(constant.url, "/", bodies) == 300
-        assert processes.parts([constant.pid])["supervisor"] == [constant.pid]
-        processes.pin([constant.pid], min(os.sched_getaffinity(0)))
+        assert processes.parts(constant.pids)["supervisor"] == constant.pids
+        processes.pin(constant.pids, min(os.sched_getaffinity(0)))
         subject = measuring.Subject(
-            "constant", constant.url, baselines.posts(constant.url, "/", bodies), {"worker": [constant.pid]}
+            "constant", constant.url, baselines.posts(constant.url, "/", bodies), {"worker": constant.pids}
         )
         runs = measuring.closed([subject], 2, 0.1, 4)["constant"]
     assert len(runs) == 2

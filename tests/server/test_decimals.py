@@ -87,8 +87,8 @@ def same(text: str) -> bool:
 @settings(deadline=None)
 @given(st.floats(0, allow_infinity=False))
 def test_numbers_are_read_back(value: float) -> None:
-    assert same(repr(value)) or value < 1e-275  # those are left alone
-    assert same(f"-{value!r}") or value < 1e-275
+    assert same(repr(value)) or not 1e-275 <= value <= 1e300  # those are left alone
+    assert same(f"-{value!r}") or not 1e-275 <= value <= 1e300
 
 
 @settings(deadline=None)
