@@ -105,10 +105,11 @@ class Slates:
     """The policy, which a server is given by `put`, and requests for it."""
 
     width: int  # items a cluster
+    clusters: int = N_CLUSTERS
 
     @property
     def policy(self) -> str:
-        return f"slates{self.width}"
+        return f"slates{self.width}x{self.clusters}"
 
     @property
     def edges(self) -> int:
@@ -117,7 +118,7 @@ class Slates:
 
     async def put(self, *urls: str) -> None:
         """The policy and its graph, to servers that are ready; raises SetupRefused."""
-        graph = random_graph(np.random.default_rng(self.width), self.width)
+        graph = random_graph(np.random.default_rng(self.width), self.width, self.clusters)
         out = io.BytesIO()
         np.savez(out, centroids=graph.centroids, indptr=graph.indptr, items=graph.items, ids=np.array(graph.ids))
         spec = {"algorithm": "diag-linucb", "clusters_per_user": K, "alpha": 0.3, "reward": reward_contract(1800)}
@@ -131,7 +132,7 @@ class Slates:
         rng = np.random.default_rng(seed)
         made = []
         for _ in range(n):
-            clusters = rng.choice(N_CLUSTERS, K, replace=False).tolist()
+            clusters = rng.choice(self.clusters, K, replace=False).tolist()
             weights = [round(float(w), 4) for w in rng.uniform(0.0001, 1.0, K)]
             user = {"clusters": clusters, "weights": weights}
             made.append(msgspec.json.encode({"policy": self.policy, "user": user, "k": SLATE}))

@@ -9,6 +9,7 @@
     other_routes  worker CPU of GET /healthz and GET /v1/policies, with the hot path's protocol over without it
     two_workers   worker CPU of a recommendation by a server of two workers over that by a server of one; the same while
                   agent and learner, which share a core with a second worker, are stopped; and the constant app's
+    sizes         worker CPU of a recommendation out of 1,000 edges, with ten million in total over ten thousand
 
 Policy and requests: benchmarks.baselines; thousands of requests take turns, no two alike. Runs are brief and in turns,
 medians and quartiles are given, ratios are of one round (benchmarks.measuring). Unless --unpinned, the worker (or the
@@ -40,7 +41,8 @@ from server.launch import ServerProcess
 WIDTHS = (100, 500)
 CONNECTIONS, CONNECTIONS_OPEN = 32, 64
 SHARES = (0.5, 0.8)
-PARTS = ("recommend", "other_routes", "two_workers")
+PARTS = ("recommend", "other_routes", "two_workers", "sizes")
+CLUSTERS = (100, 100_000)  # of a hundred items each: ten thousand edges in total, and ten million
 PATH = "/v1/recommend"
 
 
@@ -207,6 +209,24 @@ async def two_workers(plan: Plan) -> dict[str, Any]:
     }
 
 
+async def sizes(plan: Plan) -> dict[str, Any]:
+    """Worker CPU of a recommendation out of 1,000 edges, where there are ten million in total and ten thousand."""
+    with ServerProcess(["--max-body-bytes", str(1 << 30)]) as server:
+        await server.ready()
+        processes = parts(server.pids())
+        subjects = []
+        for clusters in CLUSTERS:
+            slates = Slates(WIDTHS[0], clusters)
+            await slates.put(server.url)
+            requests = posts(server.url, PATH, slates.bodies())
+            subjects.append(Subject(f"{clusters * WIDTHS[0]:,} edges in total", server.url, requests, processes))
+        plan.place(processes)
+        with generating(plan.core):
+            runs = closed(subjects, plan.rounds, 2 * plan.seconds, CONNECTIONS)
+    few, many = runs.values()
+    return {"cpu_of_few": ratio(many, few, lambda run: run.worker_us)} | {name: described(runs[name]) for name in runs}
+
+
 async def _run(plan: Plan, only: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "recommend" in only:
@@ -215,6 +235,8 @@ async def _run(plan: Plan, only: Sequence[str]) -> dict[str, Any]:
         found["other_routes"] = await other_routes(plan)
     if "two_workers" in only:
         found["two_workers"] = await two_workers(plan)
+    if "sizes" in only:
+        found["sizes"] = await sizes(plan)
     return found | {"pinned": plan.pinned, "errors": _errors(found), "plots": list(_plots(found))}
 
 
@@ -303,6 +325,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"worker CPU of a recommendation by two workers {two} us, by one {one}: times {_shown(row['cpu_of_one'])}"
         yield f"      while agent and learner are stopped: times {_shown(row['cpu_of_one_alone'])}"
         yield f"      of the constant app's answer: times {_shown(row['constant_cpu_of_one'])}"
+    if row := found.get("sizes"):
+        yield f"worker CPU where there are ten million edges, times where there are 10,000: {_shown(row['cpu_of_few'])}"
 
 
 def main() -> None:

@@ -57,12 +57,12 @@ def touch(
     return ids, total
 
 
-def random_graph(rng: np.random.Generator, per_cluster: int) -> Graph:
+def random_graph(rng: np.random.Generator, per_cluster: int, n_clusters: int = N_CLUSTERS) -> Graph:
     """Every cluster joined to `per_cluster` random items."""
-    rows = np.sort(rng.integers(0, N_ITEMS - per_cluster + 1, (N_CLUSTERS, per_cluster)), axis=1)
+    rows = np.sort(rng.integers(0, N_ITEMS - per_cluster + 1, (n_clusters, per_cluster)), axis=1)
     items = (rows + np.arange(per_cluster)).astype(np.uint32).ravel()  # ascending without repeats
-    indptr = np.arange(N_CLUSTERS + 1) * per_cluster
-    return Graph(np.empty((N_CLUSTERS, 0), np.float32), indptr, items, tuple(map(str, range(N_ITEMS))))
+    indptr = np.arange(n_clusters + 1) * per_cluster
+    return Graph(np.empty((n_clusters, 0), np.float32), indptr, items, tuple(map(str, range(N_ITEMS))))
 
 
 def microseconds(calls: list[Callable[[], Any]]) -> float:
