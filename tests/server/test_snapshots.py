@@ -95,7 +95,10 @@ def test_a_policy_goes_back_to_what_it_knew(server: httpx.Client, name: str) -> 
     soon(lambda: complete(server, label))
     shown = scores(server, name)
     play(server, name, -3.0)
-    now, shown_now = learned(server, name), scores(server, name)
+    shown_now, now = (
+        scores(server, name),
+        learned(server, name),
+    )  # in this order: what was shown is learned before the restore
     assert now != then
     assert shown_now != shown
     answer = server.post(f"/v1/policies/{name}/restore", json={"label": label})
