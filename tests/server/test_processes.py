@@ -162,8 +162,9 @@ async def test_kill_9_twenty_times_under_load(tmp_path: Path) -> None:
 def test_sigterm_keeps_what_was_said_and_leaves_nobody_behind(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with serving(data, workers=2) as server:
+        # The learner is started last, and has its name a moment after the first answer can be had.
+        wait_for(lambda: sorted(server.children()) == ["agent", "learner", "worker 0", "worker 1"])
         children = server.children()
-        assert sorted(children) == ["agent", "learner", "worker 0", "worker 1"]
         with client(server) as http:
             make_policy(http, "h", BANK)
             said = [http.post("/v1/recommend", json={"policy": "h"}).json()["decision_id"] for _ in range(20)]
