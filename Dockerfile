@@ -6,6 +6,7 @@ RUN python -m venv /opt/croupier/venv
 COPY requirements-server.lock .
 RUN /opt/croupier/venv/bin/pip install --require-hashes -r requirements-server.lock
 COPY pyproject.toml README.md LICENSE ./
+COPY croupier croupier
 COPY bandits bandits
 COPY streaming streaming
 COPY server server
