@@ -1,6 +1,7 @@
 """What a control record does to a shard's tables, beside the table of control itself.
 
-policy made       outcomes/, and decay/ or the shared bank          policy removed   its outcomes go to those of 0
+policy made       outcomes/, shown/, delays/, and decay/ or the shared bank
+policy removed    its outcomes go to those of 0
 arm added         every bank's row grows
 graph replaced    numbers/, edges/, items/ anew, with what the same edges and items have learned
 restored          edges/, items/, decay/, or banks/ as a snapshot's blob has them (`streaming.restore`)
@@ -16,6 +17,7 @@ from streaming import contract
 from streaming.control import Policy
 from streaming.prepared import Here
 from streaming.shards import shards_of_items
+from streaming.token import MODES
 
 NAME = "S64"
 """The dtype of a bank's name."""
@@ -37,6 +39,8 @@ def change(here: Here, policy: Policy, before: Policy | None, log_time_ms: int) 
     number, state = policy.number, here.state
     if before is None:
         state.write(f"outcomes/{number}", np.zeros((1, len(contract.COLUMNS)), np.int64))
+        state.write(f"shown/{number}", np.zeros((len(MODES), len(contract.SHOWN))))
+        state.write(f"delays/{number}", np.zeros((1, len(contract.DELAY_S) + 2), np.int64))
     if policy.spec.is_diag:
         if before is None:
             state.write(f"decay/{number}", np.array([[log_time_ms, 0]], np.int64))

@@ -1,8 +1,9 @@
 """The reward contract: every event of the log gets exactly one outcome.
 
 A reward is judged in this order: *gone* (policy, item or cluster numbering is no longer there), *late* (log time after
-decision time + window), *out_of_range* (beyond the policy's min and max), *unfunded* (the bank may not learn from it),
-then against the answers so far. The answered-set remembers, until the decision's window has passed,
+decision time + window), *out_of_range* (beyond the policy's min and max), then against the answers so far; what is new
+by then but not for the bank to learn from is *unfunded*. The answered-set remembers, until the decision's window has
+passed,
 
     (decision, slot)            -> the aggregate so far
     (decision, hash of event id) where the caller gave one
@@ -12,6 +13,9 @@ a *duplicate* is an event id seen before. A later reward that counts is *amended
 
 Decisions are taken once: each stream numbers what it sends to a shard, so a repeat is seen (`decisions_duplicate`) and
 so is a gap (`decisions_lost`).
+
+What people did is counted beside, whether it teaches or not, for each policy and mode (`shown`): items shown, those of
+them that were answered, and the sum of the answers' aggregates; and how long first answers took (`delays`).
 """
 
 from typing import Any, NamedTuple
@@ -35,8 +39,13 @@ DECISIONS = (
     "decisions_gone",
 )
 COLUMNS = OUTCOMES + DECISIONS
+SHOWN = ("items_shown", "items_answered", "reward_sum")
+"""Columns of the table shown/{policy}, which has a row for each mode."""
+DELAY_S = (1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 43_200, 86_400, 259_200, 604_800)
+"""Upper bounds of the buckets of delays/{policy}; one beyond and the sum in ms follow."""
 APPLIED, AMENDED, DUPLICATE, LATE, GONE, UNFUNDED, OUT_OF_RANGE, POISONED = range(len(OUTCOMES))
 TAKEN, TAKEN_TWICE, LOST, NOWHERE = len(OUTCOMES), len(OUTCOMES) + 3, len(OUTCOMES) + 4, len(OUTCOMES) + 5
+_DELAY_MS = np.array(DELAY_S, np.int64) * 1000
 DONE = -1  # what `resolve` returns when it got through all rows
 
 MINUTE_MS = 60_000
@@ -77,6 +86,13 @@ class Answers(NamedTuple):
     row: NDArray[np.int64]
     changed: NDArray[np.uint8]
     sizes: NDArray[np.int64]
+
+
+class Told(NamedTuple):
+    """What people did, by policy: `shown` f64[P, modes, SHOWN], `delays` i64[P, len(DELAY_S) + 2]."""
+
+    shown: NDArray[np.float64]
+    delays: NDArray[np.int64]
 
 
 class Streams(NamedTuple):
@@ -166,6 +182,13 @@ def _take(e: Any, streams: Streams, counts: NDArray[np.int64]) -> bool:
 
 
 @njit(cache=True, nogil=True)
+def _tell_delay(told: Told, p: int, delay_ms: int) -> None:
+    delay_ms = max(delay_ms, 0)  # a server's clock may be ahead of the log's
+    told.delays[p, np.searchsorted(_DELAY_MS, delay_ms)] += 1
+    told.delays[p, -1] += delay_ms
+
+
+@njit(cache=True, nogil=True)
 def resolve(
     events: NDArray[np.void],
     begin: int,
@@ -174,6 +197,7 @@ def resolve(
     answers: Answers,
     streams: Streams,
     counts: NDArray[np.int64],
+    told: Told,
 ) -> int:
     """Gives rows begin..end their outcome, in order; counts (policies + 1, COLUMNS) has what exists no longer in row 0.
 
@@ -203,6 +227,7 @@ def resolve(
                 e.pidx = last
                 if _index(policies, last, e.item) != -2:
                     counts[last + 1, TAKEN + min(e.mode, 2)] += 1
+                    told.shown[last, min(e.mode, 2), 0] += e.k  # the whole slate, where its first item belongs
             continue
         if e.kind != REWARD:
             if last >= 0 and policies.context[last] == ARMS:
@@ -218,14 +243,23 @@ def resolve(
             outcome = GONE
         elif e.log_time_ms > e.time_ms + e.window_ms:
             outcome = LATE
+            _tell_delay(told, last, e.log_time_ms - e.time_ms)
         elif not (policies.low[last] <= e.reward <= policies.high[last]):
             outcome = OUT_OF_RANGE
-        elif e.context == ARMS and not policies.learns_slate[last] and (e.slot != 0 or not e.funded):
-            outcome = UNFUNDED
         else:
             outcome = _judge(e, answers)
             if outcome != DUPLICATE:
-                e.pidx = last
+                mode = min(e.mode, 2)
+                if outcome == APPLIED:
+                    told.shown[last, mode, 1] += 1.0
+                    told.shown[last, mode, 2] += e.reward
+                    _tell_delay(told, last, e.log_time_ms - e.time_ms)
+                else:
+                    told.shown[last, mode, 2] += e.new - e.old
+                if e.context == ARMS and not policies.learns_slate[last] and (e.slot != 0 or not e.funded):
+                    outcome = UNFUNDED
+                else:
+                    e.pidx = last
         e.outcome = outcome
         counts[last + 1, outcome] += 1
     return DONE

@@ -4,7 +4,8 @@
     banks/ and their names   row by row, to `shards.shard_of_bank`; the shared bank's row is in every shard
     answered/                to every shard: an entry names a decision and a slot, not the item. It costs room until the
                              windows have passed, and a shard never sees an answer for an item of another
-    outcomes/                their sums to shard 0
+    outcomes/, shown/,       their sums to shard 0
+      delays/
     streams, dead_letters    not kept: they number what the old log holds
 
 A policy that forgets has a time origin and an exponent of its own in each shard; all edges are rescaled to the first
@@ -31,7 +32,7 @@ def redistribute(states: list[State], shards: int, blobs: Callable[[str], bytes]
     for number, state in enumerate(states):
         Shard(number, len(states), state, blobs)  # gives a shard that has read nothing yet its tables
     control = ControlState.decode(states[0]["control"].tobytes()) if "control" in states[0] else ControlState()
-    _outcomes(states, new)
+    _counts(states, new)
     _answered(states, new)
     for policy in control.policies.values():
         if not policy.spec.is_diag:
@@ -49,9 +50,9 @@ def redistribute(states: list[State], shards: int, blobs: Callable[[str], bytes]
     return new
 
 
-def _outcomes(states: list[State], new: list[State]) -> None:
+def _counts(states: list[State], new: list[State]) -> None:
     for name in states[0].tables:
-        if name.startswith("outcomes/"):
+        if name.startswith(("outcomes/", "shown/", "delays/")):
             for shard, state in enumerate(new):
                 total = np.sum([old[name] for old in states], axis=0)
                 state.write(name, total if shard == 0 else np.zeros_like(total))

@@ -23,6 +23,7 @@ from streaming.control import ControlError, ControlState, Policy, Restore, from_
 from streaming.log import Record
 from streaming.prepared import Arms, Blobs, Diag, Here, Prepared, contract_policies, prepare
 from streaming.state import State
+from streaming.token import MODES
 
 DEAD_LETTERS_MAX = 1000
 REBASE_EVERY = 20  # half-lives between two rebases: with `scan.AHEAD` half-lives of clocks ahead, g stays below 2^30
@@ -135,6 +136,8 @@ class Shard:
             if counts[p].any():
                 self.state[f"outcomes/{number}"][0] += counts[p]
                 self.state.changed(f"outcomes/{number}", np.zeros(1, np.int64))
+                if number:
+                    self._save_told(p - 1, number)
         self.answered.save()
         self._save_streams(records[-1].time_ms)
         return len(rows)
@@ -142,7 +145,9 @@ class Shard:
     def _resolve(self, rows: NDArray[np.void], counts: NDArray[np.int64], records: list[Record]) -> None:
         at = 0
         while True:
-            stopped = contract.resolve(rows, at, len(rows), self._table, self.answered.arrays, self._streams, counts)
+            stopped = contract.resolve(
+                rows, at, len(rows), self._table, self.answered.arrays, self._streams, counts, self._told
+            )
             if stopped == contract.DONE:
                 return
             if stopped < contract.DONE:
@@ -301,6 +306,13 @@ class Shard:
         if not live.all():
             self._load_streams()
 
+    def _save_told(self, p: int, number: int) -> None:
+        for name, now in (("shown", self._told.shown[p]), ("delays", self._told.delays[p : p + 1])):
+            table = self.state[f"{name}/{number}"]
+            differ = np.flatnonzero((table != now).any(axis=1))
+            table[differ] = now[differ]
+            self.state.changed(f"{name}/{number}", differ)
+
     def _load_streams(self) -> None:
         table = self.state["streams"]
         room = max(64, 2 * len(table))
@@ -361,4 +373,9 @@ class Shard:
     def _contract_tables(self) -> None:
         """The policies as the contract's kernel sees them."""
         self._numbers = sorted(self._policies)
+        shown = np.zeros((len(self._numbers), len(MODES), len(contract.SHOWN)))
+        delays = np.zeros((len(self._numbers), len(contract.DELAY_S) + 2), np.int64)
+        for p, number in enumerate(self._numbers):
+            shown[p], delays[p] = self.state[f"shown/{number}"], self.state[f"delays/{number}"][0]
+        self._told = contract.Told(shown, delays)
         self._table = contract_policies([self._policies[number] for number in self._numbers])

@@ -11,6 +11,8 @@ values: applied twice, it changes nothing. Replicas and a restarting learner app
     bank_names/{policy}   64 bytes of UTF-8
     banks/{policy}        float64, the bank's state vector (`bandits.arms`)
     outcomes/{policy}     int64, one column per outcome (`streaming.contract`); policy 0 = what exists no longer
+    shown/{policy}        float64 (items shown, answered, sum of their rewards), one row per mode (`streaming.contract`)
+    delays/{policy}       int64, first answers by their delay: buckets of DELAY_S, one beyond, the sum in ms
     answered/{minute}     uint64 (decision, key, bits of the aggregate): answers that expire in that minute
     streams               int64 (stream, last shard sequence, log time of it)
     log_time              int64, ms: the latest of any record so far, since a log's clock may step back

@@ -66,6 +66,8 @@ class NaiveShard:
         self.records: list[Record] = []
         self.control = ControlState()
         self.outcomes: Counter = Counter()
+        self.shown: dict = defaultdict(lambda: [0.0, 0.0, 0.0])  # (policy, mode) -> items shown, answered, sum
+        self.delays_s: dict = defaultdict(list)  # policy -> of first answers and of late ones
         self.edges: dict = defaultdict(lambda: [0.0, 0.0])
         self.plays: Counter = Counter()
         self.rewards: dict = defaultdict(float)
@@ -216,6 +218,7 @@ class NaiveShard:
             return
         if self._mine(c, int(c.items[0])):
             self.outcomes["decisions_" + token.MODES[c.mode]] += 1
+            self.shown[c.policy, c.mode][0] += len(c.items)
         if c.kind == token.ARMS:
             funded = c.funded or policy.spec.arm_policy().learns_slate
             shown = c.items.tolist() if policy.spec.arm_policy().learns_slate else c.items.tolist()[:1]
@@ -238,13 +241,15 @@ class NaiveShard:
         item = self.ids.get(c.policy, {}).get(number)
         if policy is None or item is None or not self._mine(c, number):
             return "gone"
+        delay_s = max(0, time_ms - c.time_ms) / 1000
         if time_ms > c.time_ms + c.window_ms:
+            self.delays_s[c.policy].append(delay_s)
             return "late"
         if not policy.spec.reward.min <= reward <= policy.spec.reward.max:
             return "out_of_range"
         slate = policy.spec.is_diag or policy.spec.arm_policy().learns_slate
-        if not slate and (slot > 0 or not c.funded):
-            return "unfunded"
+        funded = slate or (slot == 0 and c.funded)
+        shown = self.shown[c.policy, c.mode]
         how = token.AGGREGATIONS[c.aggregation]
         if key and how != "first":
             if (c.decision, slot, key) in self.event_ids:
@@ -252,13 +257,17 @@ class NaiveShard:
             self.event_ids.add((c.decision, slot, key))
         if (c.decision, slot) not in self.aggregate:
             self.aggregate[c.decision, slot] = reward
-            return "applied" if self._answer(policy, c, slot, c.default, reward, time_ms) else "unfunded"
+            shown[1] += 1
+            shown[2] += reward
+            self.delays_s[c.policy].append(delay_s)
+            return "applied" if funded and self._answer(policy, c, slot, c.default, reward, time_ms) else "unfunded"
         old = self.aggregate[c.decision, slot]
         new = {"first": old, "last": reward, "max": max(old, reward), "sum": old + reward}[how]
         if how == "first" or (not key and (how == "sum" or new == old)):
             return "duplicate"
         self.aggregate[c.decision, slot] = new
-        return "amended" if self._answer(policy, c, slot, old, new, time_ms) else "unfunded"
+        shown[2] += new - old
+        return "amended" if funded and self._answer(policy, c, slot, old, new, time_ms) else "unfunded"
 
     def _answer(self, policy, c: token.Context, slot: int, old: float | None, new: float, time_ms: int) -> bool:
         """Whether there was a bank, with money, to learn it."""

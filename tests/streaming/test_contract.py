@@ -71,7 +71,9 @@ def test_unfunded_where_only_the_draw_teaches() -> None:
     payload = m.decision(TITLES, (0, 1), p=0.5, w=1.0)
     assert m.answer(payload, 1, 1.0) == "unfunded"
     assert m.answer(payload, 0, 1.0) == "applied"
-    assert m.answer(m.decision(TITLES, (0,), p=0.5, w=1.0, funded=False), 0, 1.0) == "unfunded"
+    unfunded = m.decision(TITLES, (0,), p=0.5, w=1.0, funded=False)
+    assert [m.answer(unfunded, 0, 1.0), m.answer(unfunded, 0, 1.0)] == ["unfunded", "duplicate"]
+    assert m.state[f"shown/{TITLES}"][0, 1:].tolist() == [2.0, 2.0]  # what teaches nothing is answered all the same
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 import os
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from bandits import banker, banker_classic
 from bandits.graph import Graph, by_item
-from streaming.contract import COLUMNS, OUTCOMES
+from streaming.contract import COLUMNS, DELAY_S, OUTCOMES
 from streaming.control import ControlState
 from streaming.shards import shards_of_items
 from streaming.state import State
@@ -36,12 +37,23 @@ def check_against_twin(simulation: Simulation, shard: int, state: State) -> None
 
     control = ControlState.decode(state["control"].tobytes())
     for policy in control.policies.values():
+        check_told(state, twin, policy.number)
         if policy.spec.is_diag:
             check_edges(simulation, shard, state, twin, policy)
         elif policy.spec.algorithm == "thompson-beta":
             check_banks(state, twin, policy)
         else:
             check_bankers(state, twin, policy)
+
+
+def check_told(state: State, twin: NaiveShard, number: int) -> None:
+    """What people did: shown, answered and the sum of rewards by mode, and the delays of first and late answers."""
+    expected = [twin.shown.get((number, mode), [0.0, 0.0, 0.0]) for mode in range(3)]
+    np.testing.assert_allclose(state[f"shown/{number}"], expected, rtol=1e-9, atol=1e-9)
+    delays = twin.delays_s.get(number, [])
+    bounds = [-1.0, *DELAY_S, float("inf")]
+    buckets = [sum(low < each <= high for each in delays) for low, high in pairwise(bounds)]
+    assert state[f"delays/{number}"][0].tolist() == [*buckets, round(1000 * sum(delays))]
 
 
 def check_bankers(state: State, twin: NaiveShard, policy) -> None:
