@@ -73,7 +73,7 @@ def test_unfunded_where_only_the_draw_teaches() -> None:
     assert m.answer(payload, 0, 1.0) == "applied"
     unfunded = m.decision(TITLES, (0,), p=0.5, w=1.0, funded=False)
     assert [m.answer(unfunded, 0, 1.0), m.answer(unfunded, 0, 1.0)] == ["unfunded", "duplicate"]
-    assert m.state[f"shown/{TITLES}"][0, 1:].tolist() == [2.0, 2.0]  # what teaches nothing is answered all the same
+    assert m.state[f"shown/{TITLES}"][0, 1:].tolist() == [3.0, 3.0]  # what teaches nothing is answered all the same
 
 
 @pytest.mark.parametrize(
