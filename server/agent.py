@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ IDLE_POLL_S = 0.005
 DUTY_S = 0.2
 RETRY_S = 0.2
 KEEP_S = 10.0
+COUNT_S = 2.0
 GRAPHS_S = 600.0
 WORKER_SILENT_MS = 3_000
 STORE_SILENT_S = 1.0
@@ -106,7 +108,10 @@ class Agent:
         self._failed = False
         self._said: dict[str, str] = {}
         self._stop = threading.Event()
-        duties = {"follower": self._follow, "watcher": self._watch, "keeper": self._keep, "heart": self._beat}
+        duties = {
+            "follower": self._follow, "watcher": self._watch, "keeper": self._keep, "heart": self._beat,
+            "counter": self._count,
+        }  # fmt: skip
         self._threads = [
             threading.Thread(target=self._run, args=(name, duty), name=name, daemon=True)
             for name, duty in duties.items()
@@ -229,6 +234,18 @@ class Agent:
                     drop_graphs(self.log, self.store, self._clock)
             except StreamingError as error:
                 log.warning("the log was not trimmed: %s", error)
+
+    def _count(self) -> None:
+        """Looks at what a scrape shows and would have to wait for."""
+        figures = self._figures
+        while not self._stop.is_set():
+            with contextlib.suppress(errors.Problem), self._reading():
+                figures.plays.look(self.replica)
+            with contextlib.suppress(OSError):  # a file that was just swapped, a folder that is not there yet
+                figures.shared_bytes = self.folder.used_bytes()
+                usage = shutil.disk_usage(self.folder.disk)
+                figures.disk_bytes, figures.disk_free_bytes = usage.total, usage.free
+            self._stop.wait(COUNT_S)
 
     # ------------------------------------------------------------------------------------------------------ control
 

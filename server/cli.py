@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("data", "Write everything that is known to one file."),
     "import": ("data", "Make a data folder, or a log and a store of many machines, from an export."),
     "doctor": ("data", "Look: what is kept, why, and what is wrong."),
+    "metrics": ("metrics", "List all metrics: what each says, and what to do about it."),
     "settings": ("settings", "List all settings of the server; make API keys."),
 }
 

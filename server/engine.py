@@ -139,6 +139,10 @@ class Engine(Protocol):
         """The host's Prometheus text, from the agent."""
         ...
 
+    def count_hot(self) -> None:
+        """One request that the hot path answered."""
+        ...
+
     def count(self, route: str, status: int, seconds: float) -> None:
         """One answered request, for the metrics; `route` is the route's template, or "unknown"."""
         ...

@@ -106,7 +106,7 @@ class HostEngine:
         self._late: set[asyncio.Task[list[Verdict]]] = set()
         self.recommender = Recommender(self.views, self.outbox, self.row, clock=clock)
         self.answer = self.recommender.answer
-        self.count = self.row.request
+        self.count, self.count_hot = self.row.request, self.row.hot
         self.draining = False
         self._ticker: asyncio.Task[None] | None = None
 

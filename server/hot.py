@@ -215,7 +215,7 @@ class HotProtocol(Protocol):
             status = 200
             self.transport.write(OK.of(self.server_state.default_headers, len(answer)) + answer)
         now = time.perf_counter()
-        service.count(RECOMMEND, status, now - self._began)
+        service.count(RECOMMEND, status, now - self._began, hot=True)
         self._end_of_answer(now)
 
     def _end_of_answer(self, now: float) -> None:
@@ -301,7 +301,7 @@ class HotProtocol(Protocol):
     def _fed_back(self, cycle: "Answering", status: int, began: float) -> None:
         self.tasks.discard(cycle)
         now = time.perf_counter()
-        self._service.count(FEEDBACK, status, now - began)
+        self._service.count(FEEDBACK, status, now - began, hot=True)
         cycle.response_complete = True
         if not cycle.disconnected:
             self._end_of_answer(now)

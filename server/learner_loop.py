@@ -21,8 +21,9 @@ from typing import Protocol
 from server.retention import drop_graphs, trim
 from server.shared import LEARNER_BEAT, LEARNER_PID, HostFile
 from streaming.control import ControlState
+from streaming.counts import Counts
 from streaming.errors import LogUnavailable, StaleCommit, StoreUnavailable, StreamingError
-from streaming.learner import Counts, Learner
+from streaming.learner import Learner
 from streaming.log import Clock, EventLog, wall_clock
 from streaming.shard import UnknownRecord
 from streaming.store import ParameterStore
@@ -146,6 +147,7 @@ class LearnerLoop:
                 finish_by = time.monotonic() + self._finish_s
             if self._host is not None:
                 self._host[LEARNER_BEAT] = self._clock()
+                self._host.learned(self.counts, len(self.stopped))
             began, events = time.monotonic(), self.counts.events
             self._own(began)
             found = self._round()

@@ -1,4 +1,4 @@
-"""What a learner process says of itself to Prometheus; docs/operations.md says what to do about each.
+"""What a learner process says of itself to Prometheus; `server.metric_table` says what to do about each.
 
 Made at each scrape from what the loop counts anyway. Where the log ends is asked by a thread of its own, once a second,
 so that neither the loop nor a scrape waits for brokers that are away.
@@ -6,17 +6,20 @@ so that neither the loop nor a scrape waits for brokers that are away.
 
 import contextlib
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from server.learner_loop import LearnerLoop
+from server.metric_table import buckets, family
+from streaming.counts import COMMIT_S, Counts
 from streaming.errors import StreamingError
-from streaming.learner import COMMIT_S
 from streaming.log import EventLog
+
+if TYPE_CHECKING:
+    from server.learner_loop import LearnerLoop
 
 SAMPLE_S = 1.0
 
@@ -49,38 +52,33 @@ class LearnerMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         loop = self.loop
-        up = GaugeMetricFamily("croupier_learner_up", "1 where a part is there, 0 while it is away.", labels=("part",))
+        up = family("croupier_learner_up")
         for part in ("log", "store"):
             up.add_metric((part,), int(loop is not None and part not in loop.away))
         yield up
         if loop is None:
             return
-        learners, counts, ends = loop.learners, loop.counts, self._ends
-        yield GaugeMetricFamily("croupier_learner_shards", "Shards that this process learns.", value=len(learners))
-        yield GaugeMetricFamily(
-            "croupier_learner_shards_stopped", "Shards of ours that cannot be learned.", value=len(loop.stopped)
-        )
-        behind = GaugeMetricFamily(
-            "croupier_learner_behind_records", "Records of a shard of ours not learned yet.", labels=("shard",)
-        )
-        for learner in learners:
-            if learner.number < len(ends):
-                behind.add_metric((str(learner.number),), max(0, ends[learner.number] - learner.head))
-        yield behind
-        for name, help, value in (
-            ("croupier_learner_rebalances", "Changes in how shards are shared out.", loop.rebalances),
-            ("croupier_learner_records", "Log records learned.", counts.records),
-            ("croupier_learner_events", "Decisions and rewards in them.", counts.events),
-            ("croupier_learner_refused_commits", "Commits refused: another learner had the shard.", counts.refused),
-            ("croupier_learner_loads", "Shards loaded from the store.", counts.loads),
-            ("croupier_learner_folds", "Commit streams folded into a shard's base image.", counts.folds),
-            ("croupier_learner_snapshots", "Durable snapshots taken.", counts.snapshots),
-        ):
-            yield CounterMetricFamily(name, help, value=value)
-        commits = HistogramMetricFamily("croupier_learner_commit_seconds", "Time the store takes for a commit.")
-        total, buckets = 0, []
-        for bound, count in zip((*(f"{b:g}" for b in COMMIT_S), "+Inf"), counts.commits, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        commits.add_metric((), buckets, counts.commit_s)
-        yield commits
+        learners, ends = loop.learners, self._ends
+        yield family("croupier_learner_shards", len(learners))
+        yield family("croupier_learner_rebalances_total", loop.rebalances)
+        heads = {learner.number: learner.head for learner in learners if learner.number < len(ends)}
+        behind = {number: max(0, ends[number] - head) for number, head in heads.items()}
+        yield from learner_families(loop.counts, len(loop.stopped), behind)
+
+
+def learner_families(counts: Counts, stopped: int, behind: Mapping[int, int]) -> Iterator[Metric]:
+    """What every learner shows, whether it is a server's own or runs apart. `behind`: records by shard."""
+    yield family("croupier_learner_shards_stopped", stopped)
+    records = family("croupier_learner_behind_records")
+    for number, count in behind.items():
+        records.add_metric((str(number),), count)
+    yield records
+    yield family("croupier_learner_records_total", counts.records)
+    yield family("croupier_learner_events_total", counts.events)
+    commits = family("croupier_learner_commit_seconds")
+    commits.add_metric((), buckets(COMMIT_S, counts.commits), counts.commit_s)
+    yield commits
+    yield family("croupier_learner_refused_commits_total", counts.refused)
+    yield family("croupier_learner_loads_total", counts.loads)
+    yield family("croupier_learner_folds_total", counts.folds)
+    yield family("croupier_learner_snapshots_total", counts.snapshots)

@@ -11,10 +11,12 @@ All lie in the run folder (/dev/shm/croupier-ID, see `RunFolder`). Each region h
                    40 1: learners run elsewhere
         agent      41 tables, the catalog among them, that have no room here
         learner    13 pid          14 heartbeat, ms
+                   42 what it has done, see LEARNED; where learners run elsewhere all 0
         agent      16 acknowledgement to visible: a count per bucket of VISIBLE_S and one beyond, then the sum, us
       row of worker i, at HEADER + i * ROW
                     0 pid            1 heartbeat, ms     2 catalog generation in use
                     3 decisions dropped because the agent was away too long    4 connected to the agent, 0 or 1
+                    5 requests answered by the hot path
                     8 refused rewards, one word per reason of REASONS
                    16 requests: for each of ROUTES and OUTCOMES a count per bucket of LATENCY_S and one beyond,
                       then the sum, us
@@ -43,6 +45,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming.counts import COMMIT_S, Counts
+
 MAGIC = int.from_bytes(b"CRPRHOST", "little")
 LAYOUT = 1
 (
@@ -50,12 +54,14 @@ LAYOUT = 1
     WORKER_RESTARTS, AGENT_RESTARTS, LEARNER_RESTARTS, LEARNER_PID, LEARNER_BEAT, LOG_TIME,
 ) = range(16)  # fmt: skip
 UNTRIED, THERE, AWAY = range(3)
-APART, NO_ROOM = 40, 41
+APART, NO_ROOM, LEARNED = 40, 41, 42
+COUNTED = ("records", "events", "refused", "loads", "folds", "snapshots", "stopped")
+"""The words from LEARNED on; then a count per bucket of `streaming.learner.COMMIT_S`, one beyond, and the sum, us."""
 VISIBLE = 16
 VISIBLE_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 HEADER = 64
 
-PID, BEAT, SEEN, DROPPED, LINKED = range(5)
+PID, BEAT, SEEN, DROPPED, LINKED, HOT = range(6)
 REFUSALS = 8
 REASONS = ("bad-token", "unknown-policy", "unknown-item", "out-of-range", "missing-event-id", "invalid")
 REQUESTS = 16
@@ -88,7 +94,7 @@ SPAN = len(LATENCY_S) + 2  # words of one latency histogram
 DECISIONS = REQUESTS + len(ROUTES) * len(OUTCOMES) * SPAN
 POLICIES = 256
 ROW = (DECISIONS + 4 * POLICIES + 7) // 8 * 8
-assert VISIBLE + len(VISIBLE_S) + 2 <= APART < HEADER
+assert VISIBLE + len(VISIBLE_S) + 2 <= APART < LEARNED + len(COUNTED) + len(COMMIT_S) + 2 <= HEADER
 
 _ROUTE = {name: place for place, name in enumerate(ROUTES)}
 _OUTCOME = {name: place for place, name in enumerate(OUTCOMES)}
@@ -120,12 +126,22 @@ class RunFolder:
         first.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
+    def disk(self) -> Path:
+        """A folder that is there, on the disk of the second place."""
+        return next(path for path in (self.second, *self.second.absolute().parents) if path.is_dir())
+
+    @property
     def socket(self) -> Path:
         return self.first / "agent.sock"
 
     @property
     def host(self) -> Path:
         return self.first / "host"
+
+    def used_bytes(self) -> int:
+        """Size of the files in both places."""
+        files = [path for folder in {self.first, self.second} if folder.is_dir() for path in folder.iterdir()]
+        return sum(path.stat().st_size for path in files if path.is_file())
 
     def claim(self) -> None:
         """Says that this folder is in use for as long as this process, or a child forked from it, is alive."""
@@ -335,6 +351,24 @@ class HostFile:
         self.words[VISIBLE + bisect_left(VISIBLE_S, seconds)] += count
         self.words[VISIBLE + len(VISIBLE_S) + 1] += round(seconds * 1e6) * count
 
+    def learned(self, counts: Counts, stopped: int) -> None:
+        """Notes what the host's own learner has done."""
+        words = [
+            *(getattr(counts, name) for name in COUNTED[:-1]),
+            stopped,
+            *counts.commits,
+            round(counts.commit_s * 1e6),
+        ]
+        for place, word in enumerate(words, LEARNED):
+            self.words[place] = word
+
+    def learned_counts(self) -> tuple[Counts, int]:
+        """(what the host's own learner has done, how many shards it cannot learn)."""
+        words = list(self.words[LEARNED : LEARNED + len(COUNTED) + len(COMMIT_S) + 2])
+        *named, stopped = words[: len(COUNTED)]
+        commits, commit_us = words[len(COUNTED) : -1], words[-1]
+        return Counts(**dict(zip(COUNTED, named, strict=False)), commits=commits, commit_s=commit_us / 1e6), stopped
+
     def visible_counts(self) -> list[int]:
         """A count per bucket of VISIBLE_S, one beyond, then the sum in us."""
         return list(self.words[VISIBLE : VISIBLE + len(VISIBLE_S) + 2])
@@ -359,6 +393,10 @@ class Row:
         at = REQUESTS + (_ROUTE.get(route, 0) * len(OUTCOMES) + outcome) * SPAN
         self.words[at + bisect_left(LATENCY_S, seconds)] += 1
         self.words[at + SPAN - 1] += int(seconds * 1e6)
+
+    def hot(self) -> None:
+        """One request answered by the hot path."""
+        self.words[HOT] += 1
 
     def latency(self, route: str, outcome: str) -> list[int]:
         """Counts per bucket of LATENCY_S, one beyond, then the sum in us."""

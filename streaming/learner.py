@@ -14,10 +14,10 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from streaming import events
 from streaming.control import label_of, snapshot_label
+from streaming.counts import COMMIT_S, Counts
 from streaming.errors import LayoutMismatch, StaleCommit, Trimmed
 from streaming.log import CONTROL, EventLog
 from streaming.shard import Shard
@@ -31,28 +31,11 @@ LOOK_S = 1.0
 """How long a learner without new records takes it that the store still ends where it committed."""
 LABEL_MS = 60_000
 """How long after the record that asks for it, in log time, a labelled snapshot is still of that moment."""
-COMMIT_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-"""Upper bounds of the buckets that commits are timed in."""
 
 
 def new_commit_id() -> bytes:
     """16 random bytes."""
     return secrets.token_bytes(16)
-
-
-@dataclass
-class Counts:
-    """What the learners of one process have done; they share one."""
-
-    records: int = 0
-    events: int = 0
-    commits: list[int] = field(default_factory=lambda: [0] * (len(COMMIT_S) + 1))
-    """By how long the store took; the last bucket has no bound."""
-    commit_s: float = 0.0
-    refused: int = 0
-    loads: int = 0
-    folds: int = 0
-    snapshots: int = 0
 
 
 class Learner:

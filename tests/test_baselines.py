@@ -29,6 +29,8 @@ class Engine:
     def recommend(self, query: RecommendRequest) -> Any:
         return self.host.recommender.recommend(query)
 
+    def count_hot(self) -> None: ...
+
     def count(self, route: str, status: int, seconds: float) -> None:
         assert seconds > 0
         self.counted.append((route, status))

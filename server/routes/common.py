@@ -46,9 +46,11 @@ class Service:
     def engine(self, engine: Engine | None) -> None:
         self._engine = engine
 
-    def count(self, route: str, status: int, seconds: float) -> None:
+    def count(self, route: str, status: int, seconds: float, hot: bool = False) -> None:
         if self._engine is not None:
             self._engine.count(route, status, seconds)
+            if hot:
+                self._engine.count_hot()
 
     def admit(self, request: Request, role: str | None) -> None:
         """Lets the request pass, or raises 401, 403 or 429."""

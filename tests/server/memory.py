@@ -133,6 +133,8 @@ class MemoryEngine:
     async def metrics(self) -> bytes:
         return b"croupier_up 1\n"
 
+    def count_hot(self) -> None: ...
+
     def count(self, route: str, status: int, seconds: float) -> None:
         assert seconds >= 0
         self.counted.append((route, status))

@@ -42,6 +42,7 @@ class Parts:
         self.host.follow(PolicyPut("sums", PolicySpec("ucb1", reward=RewardContract(aggregation="sum")), ["a"]))
         self.host.recommender._stream = 7
         self.counted: list[tuple[str, int]] = []
+        self.hot = 0
         self.crash = False
 
     def recommend(self, query: RecommendRequest) -> Decision:
@@ -71,6 +72,9 @@ class Parts:
                 done(verdict)
 
         self.feeding = asyncio.get_running_loop().create_task(say())
+
+    def count_hot(self) -> None:
+        self.hot += 1
 
     def count(self, route: str, status: int, seconds: float) -> None:
         assert seconds >= 0
@@ -523,6 +527,7 @@ def test_the_end_comes_while_a_reward_is_being_appended(pair: Pair, side: str, e
     found = pair.loop.run_until_complete(run())
     assert (b" 202 " in found and b"connection: close\r\n" in found) == (end == "shutdown")
     assert it.engine.counted[-1] == ("/v1/feedback", 202)
+    assert it.engine.hot == len(it.engine.counted)
     assert not it.state.tasks
 
 

@@ -1,15 +1,25 @@
 """The scrape: every name, labels only of what exists, counters that begin at 0 and never fall."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import server.plays
 from server import metrics, shared
+from server.learner_loop import LearnerLoop
+from server.learner_metrics import LearnerMetrics
+from server.metric_table import LEARNER, METRICS, ROUTER, SERVER
+from server.router_metrics import RouterMetrics
 from server.schemas import User
 from server.shared import HostFile, Row, RunFolder
 from streaming.contract import OUTCOMES
 from streaming.control import PolicyDelete, PolicyPut, PolicySpec
+from streaming.counts import COMMIT_S, Counts
+from streaming.log.memory import MemoryLog
+from streaming.store.memory import MemoryStore
 from tests.server.host_parts import Host, random_graph
 
 BANK = PolicySpec("banker")
@@ -141,17 +151,82 @@ def test_more_policies_than_entries_share_the_unknown_one(tmp_path: Path) -> Non
     assert row.decisions() == {0: [2, 0, 0], 999: [0, 0, 0]}
 
 
-def test_every_metric_stands_in_the_modules_table(host: Host) -> None:
-    names = {name for name, _ in scrape(host)}
-    assert metrics.__doc__ is not None
-    documented = {
-        word.strip("`").split("`")[0] for word in metrics.__doc__.replace("| ", " ").split() if "croupier_" in word
-    }
-    for name in names:
-        base = name
-        for suffix in ("_bucket", "_count", "_sum", "_created"):
-            base = base.removesuffix(suffix)
-        assert any(base == each or base in each for each in documented), name
+def test_every_metric_of_a_server_is_shown_and_described(host: Host) -> None:
+    shown = set()
+    for name, _ in scrape(host):
+        base = name if name in METRICS else re.sub(r"_(bucket|count|sum)$", "", name)
+        shown.add(base)
+    apart = {"croupier_learner_up", "croupier_learner_shards", "croupier_learner_rebalances_total"}
+    described = {each.name for each in SERVER} | {each.name for each in LEARNER} - apart
+    assert shown == described
+
+
+def test_every_metric_of_a_learner_and_a_router_is_shown_and_described() -> None:
+    metrics = LearnerMetrics()
+    metrics.loop = LearnerLoop(MemoryLog(1), MemoryStore())
+    for registry, table in ((metrics.registry, LEARNER), (RouterMetrics().registry, ROUTER)):
+        found = {f"{each.name}_total" if each.type == "counter" else each.name: each for each in registry.collect()}
+        assert {name: (each.type, each.documentation) for name, each in found.items()} == {
+            each.name: (each.kind, each.says) for each in table
+        }
+
+
+def test_what_people_did_is_shown_by_mode(host: Host) -> None:
+    explored = host.recommend("h", k=2)
+    host.now_ms += 5_000
+    host.reward(explored, explored.items[0].id, 1.0)
+    exploited = host.recommend("films", user=User(clusters=[1, 2]), k=3, mode="exploit")
+    host.reward(exploited, exploited.items[1].id, 0.25)
+    host.follow()
+    found = scrape(host)
+    shown = {"policy": "h", "mode": "explore"}
+    assert value(found, "croupier_items_shown_total", **shown) == 2
+    assert value(found, "croupier_items_answered_total", **shown) == 1
+    assert value(found, "croupier_reward_sum", **shown) == 1.0
+    assert value(found, "croupier_reward_sum", policy="films", mode="exploit") == 0.25
+    assert value(found, "croupier_items_shown_total", policy="films", mode="explore") == 0
+    delay = "croupier_reward_delay_seconds"
+    assert value(found, f"{delay}_bucket", policy="h", le="3") == 0
+    assert value(found, f"{delay}_bucket", policy="h", le="10") == 1
+    assert value(found, f"{delay}_sum", policy="h") == 5.0
+    assert value(found, "croupier_answers_kept", shard="0") + value(found, "croupier_answers_kept", shard="1") == 2
+    assert value(found, "croupier_items", policy="h") == 2
+    assert value(found, "croupier_bank_learning_rate", policy="h") == pytest.approx(0.5)
+
+
+def test_plays_of_fresh_items_are_counted_from_the_first_look_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.plays, "FRESH_PLAYS", 5)
+    plays = server.plays.Plays()
+    number = host.views.by_name["h"].entry.number
+
+    def play() -> tuple[float, float]:
+        host.recommend("h", k=1)
+        host.follow()
+        plays.look(host.replica)
+        return plays.counts(number)
+
+    assert play() == (0.0, 0.0)
+    for _ in range(30):
+        found = play()
+    policy = host.replica.policy("h")
+    assert policy is not None
+    _, each = server.plays.plays_of(host.replica, policy)
+    assert found == (30.0, float(np.minimum(each, 5).sum()) - 1)
+    host.follow(PolicyPut("h", BANK, ["a", "b", "c"]))
+    assert play()[0] == 31.0
+
+
+def test_what_the_host_s_own_learner_did_is_shown(host: Host) -> None:
+    counts = Counts(records=5, events=9, commits=[0, 2, *[0] * (len(COMMIT_S) - 1)], commit_s=0.001, refused=1)
+    host.host.learned(counts, stopped=2)
+    found = scrape(host)
+    assert value(found, "croupier_learner_commit_seconds_count") == 2
+    assert value(found, "croupier_learner_commit_seconds_sum") == pytest.approx(0.001)
+    assert value(found, "croupier_learner_events_total") == 9
+    assert value(found, "croupier_learner_refused_commits_total") == 1
+    assert value(found, "croupier_learner_shards_stopped") == 2
+    host.row.hot()
+    assert value(scrape(host), "croupier_hot_requests_total") == 1
 
 
 def test_learners_that_run_elsewhere_are_no_part_of_this_server(host: Host) -> None:
