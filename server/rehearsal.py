@@ -144,5 +144,7 @@ class _Engine:
         del row
         asyncio.get_running_loop().call_soon(done, ACCEPTED)
 
+    def count_hot(self) -> None: ...
+
     def count(self, route: str, status: int, seconds: float) -> None:
         pass
