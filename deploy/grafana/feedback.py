@@ -13,7 +13,7 @@ def _share(outcomes: str) -> str:
 
 
 _ROWS = {
-    "Outcomes": (
+    "In the log": (
         Panel(
             "Outcomes",
             "Rewards by outcome. applied and amended are learned, the others have a panel or a line in the operations "

@@ -50,7 +50,7 @@ _ROWS = {
             (("{{policy}}", f"max by (policy) (croupier_distinct_items_shown{{{_POLICY}}})"),),
         ),
     ),
-    "Banks": (
+    "In the banks": (
         Panel(
             "Bank balance",
             "Sum of V over a policy's banks. It grows with noise and delay; a jump without a change of traffic means "

@@ -58,7 +58,7 @@ _ROWS = {
             height=4,
         ),
     ),
-    "Requests": (
+    "Traffic": (
         Panel(
             "Rate by route",
             "What clients ask for. Feedback far below what your users click: is the client that sends rewards there?",
