@@ -4,11 +4,13 @@ import asyncio
 import json
 import re
 import secrets
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zlib import crc32
 
 import httpx
 import numpy as np
@@ -18,19 +20,24 @@ from bandits.worlds import geometric
 from loadtest.users import Crowd, Habits, set_up
 from loadtest.worlds import Taste, World, films, headlines
 from server.launch import CODE
+from streaming import events
 from tests.parts.host import Process, wait_for
 from tests.parts.kafka import Broker, client
 from tests.parts.prometheus import Prometheus
 from tests.parts.redis import Single
-from tests.server.processes import Server
+from tests.server.processes import SERVE, Server, make_policy
 
 SHARDS = 2
 WINDOW_S = 4.0  # short, so that windows close and rewards come late while we look
 START_S = 120.0
+HAS_PARTITIONS = "count(croupier_router_lag_messages) or vector(0)"
 HABITS = Habits(
     users=2, visits_per_s=40, delay=geometric(300.0), duplicate_share=0.1, late_share=0.1, answer_zeros=False
 )
-LIMITS = {"algorithm": "thompson-beta", "arms": ["a", "b"], "reward": {"window": "60s", "max": 1}}
+POLICIES = {
+    "limits": {"algorithm": "thompson-beta", "arms": ["a", "b"], "reward": {"window": "60s", "max": 1}},
+    "classic": {"algorithm": "banker", "rule": "classic", "arms": ["a", "b"], "reward": {"window": "60s"}},
+}
 
 
 def worlds() -> list[World]:
@@ -63,7 +70,8 @@ class Observed:
             }
             for world in self.worlds:
                 asyncio.run(set_up(self.server.url, world, patience_s=START_S))
-            assert self.http.put("/v1/policies/limits", json=LIMITS).status_code in (201, 202)
+            for name, body in POLICIES.items():
+                make_policy(self.http, name, body)
             self.prometheus = Prometheus(folder / "prometheus", jobs, rules).__enter__()
         except BaseException:
             self.close()
@@ -112,10 +120,13 @@ class Observed:
             faults = pool.submit(self.make_faults)
             users.result()
             faults.result()
+        self.stop_a_shard()
 
     def make_faults(self) -> None:
         """Each is one that a panel or an alert is there for."""
         self.ask_for_the_best(100)
+        for _ in range(20):
+            self.decide("classic")
         decisions = [self.decide("limits") for _ in range(20)]
         for decision in decisions[:5]:
             self.reward(decision, 5.0)  # out of range
@@ -126,11 +137,36 @@ class Observed:
         self.send("rewards", [*rows, b"no JSON", json.dumps(decisions[0] | {"item": "x", "reward": 1}).encode()])
         self.send("events", [b"no event"])
         self.server.kill(next(name for name in self.server.children() if name.startswith("worker")))
-        second = self.start("learner", "--group-session-s", "3")  # takes a shard, and gives it back
-        wait_for(lambda: self.value("croupier_learner_shards") < SHARDS, "the second learner has a shard", START_S, 0.3)
-        second.stop(30)
-        wait_for(lambda: self.value("croupier_learner_shards") == SHARDS, "the first has it again", START_S, 0.3)
+        self.share_for_a_while("learner", "sum(croupier_learner_shards)", SHARDS, "--group-session-s", "3")
+        partitions = self.value(HAS_PARTITIONS)
+        self.share_for_a_while("router", HAS_PARTITIONS, partitions)
+        self.rebuild()
         self.kill_the_agent(decisions[5])
+
+    def share_for_a_while(self, command: str, count: str, all_of_them: float, *flags: str) -> None:
+        """A second process takes some of the first one's, and gives them back."""
+        second = self.start(command, *flags)
+        wait_for(lambda: self.value(count) < all_of_them, f"the second {command} has some", START_S, 0.3)
+        second.stop(30)
+        wait_for(lambda: self.value(count) == all_of_them, f"the first {command} has all again", START_S, 0.3)
+
+    def rebuild(self) -> None:
+        """Puts a commit of its own between two of the learner's: its next one is refused, and it loads the shard."""
+        place = [word for name, url in self.place.items() for word in (f"--{name}", url)]
+        command = [sys.executable, "-c", SERVE, "rebuild", *place]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+        refused = "sum(croupier_learner_refused_commits_total)"
+        wait_for(lambda: self.value(refused) > 0, "a commit of the learner is refused", START_S, 0.3)
+
+    def stop_a_shard(self) -> None:
+        """By an event whose checksum holds and whose layout is of a later release; for good, so it comes last."""
+        event = events.reward(bytes(8), 0, 1.0)
+        rest = event[4:6] + bytes([events.LAYOUT + 1]) + event[7:]
+        self.send("events", [events.frame([crc32(rest).to_bytes(4, "little") + rest])], SHARDS - 1)
+        for metric in ("learner_shards_stopped", "learner_behind_records", "learner_lag_records"):
+            said = f"sum(croupier_{metric})"
+            wait_for(lambda said=said: self.value(said) > 0, f"{said} is above 0", START_S, 0.3)  # type: ignore[misc]
 
     def kill_the_agent(self, decision: dict[str, str]) -> None:
         """While it is away, feedback is answered 503."""
@@ -159,9 +195,9 @@ class Observed:
     def reward(self, decision: dict[str, str], reward: float) -> int:
         return self.http.post("/v1/feedback", json=decision | {"reward": reward}).status_code
 
-    def send(self, topic: str, values: Sequence[bytes]) -> None:
+    def send(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
         with client(KafkaProducer(bootstrap_servers=self.broker.bootstrap)) as producer:
-            for sent in [producer.send(f"{self.name}.{topic}", value, partition=0) for value in values]:
+            for sent in [producer.send(f"{self.name}.{topic}", value, partition=partition) for value in values]:
                 sent.get(10)
 
     def value(self, expr: str) -> float:
