@@ -23,7 +23,7 @@ from server.launch import CODE
 from streaming import events
 from tests.parts.host import Process, wait_for
 from tests.parts.kafka import Broker, client
-from tests.parts.prometheus import Prometheus
+from tests.parts.prometheus import Prometheus, tool
 from tests.parts.redis import Single
 from tests.server.processes import SERVE, Server, make_policy
 
@@ -34,7 +34,7 @@ HAS_PARTITIONS = "count(croupier_router_lag_messages) or vector(0)"
 HABITS = Habits(
     users=2, visits_per_s=40, delay=geometric(300.0), duplicate_share=0.1, late_share=0.1, answer_zeros=False
 )
-POLICIES = {
+POLICIES: dict[str, dict[str, object]] = {
     "limits": {"algorithm": "thompson-beta", "arms": ["a", "b"], "reward": {"window": "60s", "max": 1}},
     "classic": {"algorithm": "banker", "rule": "classic", "arms": ["a", "b"], "reward": {"window": "60s"}},
 }
@@ -50,6 +50,7 @@ class Observed:
     """Server (two workers), learner and router on one Kafka and one Redis, and the Prometheus that scrapes them."""
 
     def __init__(self, folder: Path, broker: Broker, redis: Single, rules: Path) -> None:
+        tool("prometheus")  # before anything is started for it
         self.folder, self.broker = folder, broker
         self.name = f"seen{secrets.token_hex(4)}"
         self.place = {
