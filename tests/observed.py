@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 import secrets
 import subprocess
@@ -202,5 +203,7 @@ class Observed:
                 sent.get(10)
 
     def value(self, expr: str) -> float:
-        (sample,) = self.prometheus.query(expr)
-        return sample.value
+        """Of the one series that there is; NaN where there is none, as while a process starts again."""
+        samples = self.prometheus.query(expr)
+        assert len(samples) < 2, expr
+        return samples[0].value if samples else math.nan
