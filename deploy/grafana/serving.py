@@ -147,8 +147,9 @@ _ROWS = {
         ),
         Panel(
             "Decisions lost and dropped",
-            "Lost: a process was killed within its last flush, seen by a gap in the numbers. Dropped: the log was "
-            "away for longer than memory holds. Dropped above 0: mend the log; what was shown then is not learned.",
+            "Lost: never came to the log, seen by a gap in their numbers (the last moments of a killed worker leave "
+            "none). Dropped: the log was away for longer than memory holds. Above 0: mend the log; what was shown is "
+            "not learned.",
             "ops",
             (
                 ("lost", stored("croupier_decisions_lost_total", "")),
