@@ -5,6 +5,7 @@ That their expressions find something to look at is shown in test_dashboards.py,
 
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +63,25 @@ def test_prometheus_loads_them_where_compose_puts_them() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     mounted = dict(volume.split(":")[:2] for volume in SERVICES["prometheus"]["volumes"])
     assert config["rule_files"] == [mounted["./prometheus/rules.yml"]]
+
+
+def test_sentences_of_alerts_are_filled_in(tmp_path: Path) -> None:
+    """promtool shows an alert's sentences only where it did not expect the alert, so none is expected here."""
+    tests = [
+        {
+            "interval": test["interval"],
+            "input_series": test["input_series"],
+            "alert_rule_test": [
+                {"alertname": test["name"], "eval_time": test["promql_expr_test"][1]["eval_time"], "exp_alerts": []}
+            ],
+        }
+        for test in TESTS
+    ]
+    unexpected = tmp_path / "test.yml"
+    rules = {"rule_files": [str(FOLDER / "rules.yml")], "evaluation_interval": "1m", "tests": tests}
+    unexpected.write_text(yaml.safe_dump(rules))
+    done = subprocess.run([tool("promtool"), "test", "rules", unexpected], capture_output=True, text=True)
+    summaries = re.findall(r'summary="((?:[^"\\]|\\.)*)"', done.stdout + done.stderr)
+    assert len(summaries) >= len(ALERTS), done.stdout + done.stderr
+    for summary in summaries:
+        assert not re.search(r"\{\{|error|<no value>|NaN|^ | $|  ", summary), summary
