@@ -15,7 +15,8 @@ def names(expr: str) -> set[str]:
     >>> sorted(names("sum by (le) (rate(a_bucket[5m])) / b > 0 unless c offset 1h"))
     ['a_bucket', 'b', 'c']
     """
-    return {node.name for node in _nodes(promql_parser.parse(expr)) if isinstance(node, promql_parser.VectorSelector)}
+    nodes = _nodes(promql_parser.parse(expr))
+    return {node.name for node in nodes if isinstance(node, promql_parser.VectorSelector) and node.name}
 
 
 def operands(expr: str) -> list[str]:

@@ -7,7 +7,9 @@ the end of the load and at its highest, goes to build/artefacts/panels.md.
 import itertools
 import json
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -17,7 +19,7 @@ from deploy.grafana.make_dashboards import DASHBOARDS, ROOT, files
 from deploy.grafana.panels import GRID_WIDTH, VARIABLES, Dashboard, Panel
 from tests.observed import Observed
 from tests.parts.kafka import Broker
-from tests.parts.prometheus import Sample
+from tests.parts.prometheus import Sample, tool
 from tests.parts.redis import Single
 from tests.promql import names, operands
 
@@ -89,6 +91,40 @@ def test_a_panel_says_what_it_shows_and_what_to_do(dashboard: Dashboard, panel: 
         assert legend
         promql_parser.parse(filled(expr))
         assert (" / " in expr) == (panel.unit == "percentunit"), "a share is a percentunit, and nothing else is"
+
+
+# title, the value that the policy's line has over the series below
+KNOWN = [
+    ("Lift over the explore slice", 0.5),
+    ("Evenness", 0.5),
+    ("Share of fresh items", 0.25),
+    ("Share answered", 0.4),
+]
+SERIES = {
+    'croupier_items_shown_total{policy="p",mode="explore",instance="%s"}': "0+100x90",
+    'croupier_items_shown_total{policy="p",mode="exploit",instance="%s"}': "0+900x90",
+    'croupier_reward_sum{policy="p",mode="explore",instance="%s"}': "0+4x90",
+    'croupier_reward_sum{policy="p",mode="exploit",instance="%s"}': "0+54x90",
+    'croupier_items_answered_total{policy="p",mode="exploit",instance="%s"}': "0+400x90",
+    'croupier_arms_entropy{policy="p",instance="%s"}': "1.1512925464970229+0x90",
+    'croupier_items{policy="p",instance="%s"}': "10+0x90",
+    'croupier_plays_total{policy="p",instance="%s"}': "0+1000x90",
+    'croupier_fresh_plays_total{policy="p",instance="%s"}': "0+250x90",
+}
+
+
+@pytest.mark.parametrize(("title", "value"), KNOWN)
+def test_shares_are_right_over_known_series_of_two_servers(title: str, value: float, tmp_path: Path) -> None:
+    (panel,) = (panel for _, panel in PANELS if panel.title == title)
+    ((_, expr),) = panel.queries
+    series = [
+        {"series": name % instance, "values": values} for name, values in SERIES.items() for instance in ("a", "b")
+    ]
+    sample = {"labels": '{policy="p"}', "value": 1}
+    close = {"expr": f"abs(({filled(expr)}) - {value}) < bool 1e-9", "eval_time": "80m", "exp_samples": [sample]}
+    test = tmp_path / "test.yml"
+    test.write_text(json.dumps({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [close]}]}))
+    subprocess.run([tool("promtool"), "test", "rules", test], check=True)
 
 
 def overlap(one: dict[str, int], other: dict[str, int]) -> bool:

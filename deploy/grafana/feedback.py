@@ -1,6 +1,6 @@
 """What becomes of rewards?"""
 
-from deploy.grafana.panels import Dashboard, Panel, ratio, stored, summed
+from deploy.grafana.panels import Dashboard, Panel, quantile, ratio, stored, stored_change, summed
 
 _POLICY = 'policy=~"$policy"'
 _OUTCOMES = "croupier_reward_outcomes_total"
@@ -60,6 +60,48 @@ _ROWS = {
                     stored(f'{_OUTCOMES}{{{_POLICY},outcome=~"gone|unfunded|out_of_range"}}', "outcome"),
                 ),
             ),
+        ),
+    ),
+    "Time": (
+        Panel(
+            "From decision to reward",
+            "How long people take, late rewards included. p99 near the window: the window cuts answers off; make it "
+            "longer (it holds for later decisions).",
+            "s",
+            tuple(
+                (f"{{{{policy}}}} p{100 * q:g}", quantile(q, "croupier_reward_delay_seconds", _POLICY, "policy"))
+                for q in (0.5, 0.9, 0.99)
+            ),
+        ),
+        Panel(
+            "Share answered",
+            "Shown items that got a reward, in one hour. A fall while clicks stay: rewards are lost on their way to "
+            "us.",
+            "percentunit",
+            (
+                (
+                    "{{policy}}",
+                    ratio(
+                        stored_change(f"croupier_items_answered_total{{{_POLICY}}}", "policy", "1h"),
+                        stored_change(f"croupier_items_shown_total{{{_POLICY}}}", "policy", "1h"),
+                    ),
+                ),
+            ),
+            max=1,
+        ),
+        Panel(
+            "Windows closing",
+            "Decisions whose window closes without a further answer. It follows the decisions of a window ago; 0 "
+            "while decisions come: log time stands still.",
+            "ops",
+            (("{{policy}}", stored(f"croupier_windows_closed_total{{{_POLICY}}}", "policy")),),
+        ),
+        Panel(
+            "Answers kept",
+            "Answers remembered until their window closes, so that a second one is seen. It costs memory: shorten the "
+            "window where it grows too large.",
+            "none",
+            (("shard {{shard}}", 'max by (shard) (croupier_answers_kept{shard=~"$shard"})'),),
         ),
     ),
     "Refused before the log": (

@@ -119,6 +119,31 @@ _ROWS = {
     ),
     "Sizes": (
         Panel(
+            "Memory",
+            "Private bytes of a process, and what the workers of a host share. Grows without end: a defect; restart "
+            "that process and keep its figures. Shared grows with items and edges.",
+            "bytes",
+            (
+                ("{{instance}} {{process}}", "sum by (instance, process) (croupier_memory_bytes)"),
+                ("{{instance}} shared", "max by (instance) (croupier_shared_bytes)"),
+            ),
+        ),
+        Panel(
+            "Disk free",
+            "Free share of the disk that holds a server's data. Below the bar: make room now; what cannot be appended "
+            "is answered 503.",
+            "percentunit",
+            (
+                (
+                    "{{instance}}",
+                    "min by (instance) (croupier_disk_free_bytes) / max by (instance) (croupier_disk_bytes)",
+                ),
+            ),
+            bar=0.1,
+            low_is_bad=True,
+            max=1,
+        ),
+        Panel(
             "Log and store",
             "Bytes of the event log and of the parameter store. The log grows without end: snapshots stand still; "
             "croupier doctor says what is kept and why.",

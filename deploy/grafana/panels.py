@@ -195,6 +195,11 @@ def stored(metric: str, by: str) -> str:
     return f"sum{_by(by)} (max without (instance, pod) (rate({metric}[$__rate_interval])))"
 
 
+def stored_change(metric: str, by: str, window: str, function: str = "increase") -> str:
+    """How much a counter of the store grew within `window`; with `function` delta, how much a gauge changed."""
+    return f"sum{_by(by)} (max without (instance, pod) ({function}({metric}[{window}])))"
+
+
 def ratio(part: str, whole: str) -> str:
     """A share; NaN, which Grafana leaves out, where the whole is 0."""
     return f"{part} / {whole}"

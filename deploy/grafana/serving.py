@@ -73,6 +73,20 @@ _ROWS = {
             (("{{outcome}}", summed("croupier_request_seconds_count", "outcome")),),
         ),
         Panel(
+            "Hot path share",
+            "Share of recommendations and feedback that the short way answered. It falls after a client's release: "
+            "bodies of an unusual form take the longer way, which costs several times as much; the answers are the "
+            "same.",
+            "percentunit",
+            (
+                (
+                    "hot path",
+                    ratio(summed("croupier_hot_requests_total", ""), summed(f"{_COUNT}{{{_HOT}}}", "")),
+                ),
+            ),
+            max=1,
+        ),
+        Panel(
             "Decisions by policy and mode",
             "Recommendations by policy. A policy at 0 has no client; unknown are policies deleted since.",
             "ops",
