@@ -33,6 +33,8 @@ from server.control_log import ControlLog
 from server.engine import ControlResult
 from server.inspect import arms_page
 from server.lag import Lag
+from server.live import Pulse
+from server.live_figures import Live
 from server.replica import Replica
 from server.retention import drop_graphs, trim
 from server.schemas import Arms
@@ -45,6 +47,7 @@ from server.shared import (
     LOG_TIME,
     PID,
     SEEN,
+    SILENT_MS,
     STORE,
     THERE,
     HostFile,
@@ -74,7 +77,6 @@ RETRY_S = 0.2
 KEEP_S = 10.0
 COUNT_S = 2.0
 GRAPHS_S = 600.0
-WORKER_SILENT_MS = 3_000
 STORE_SILENT_S = 1.0
 REPLICA_WAIT_S = 1.0
 
@@ -105,6 +107,7 @@ class Agent:
         self.control_log: ControlLog
         self.is_process = False  # in a process of its own it ends with one of its threads, and is started again
         self._figures = metrics.Figures([0] * manifest.shards)
+        self._pulse = Pulse(host, self.replica)
         self._failed = False
         self._said: dict[str, str] = {}
         self._stop = threading.Event()
@@ -241,6 +244,7 @@ class Agent:
         while not self._stop.is_set():
             with contextlib.suppress(errors.Problem), self._reading():
                 figures.plays.look(self.replica)
+                self._pulse.look(self._clock())
             with contextlib.suppress(OSError):  # a file that was just swapped, a folder that is not there yet
                 figures.shared_bytes = self.folder.used_bytes()
                 usage = shutil.disk_usage(self.folder.disk)
@@ -307,7 +311,7 @@ class Agent:
 
     def _live_rows(self) -> list[Row]:
         rows = [self.host.row(worker) for worker in range(self.host.rows)]
-        return [row for row in rows if row[PID] and self._clock() - row[BEAT] < WORKER_SILENT_MS]
+        return [row for row in rows if row[PID] and self._clock() - row[BEAT] < SILENT_MS]
 
     # -------------------------------------------------------------------------------------------------------- calls
 
@@ -324,6 +328,12 @@ class Agent:
     def metrics(self) -> bytes:
         with self._reading():
             return metrics.render(self.host, self.replica, self._figures, self._clock())
+
+    def live(self, policy: str, segment: str) -> Live:
+        with self._reading():
+            figures = self._figures
+            sizes = figures.log_bytes, figures.store_bytes
+            return self._pulse.snapshot(policy, segment, self._clock(), figures.ends, sizes)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -342,6 +352,7 @@ class Agent:
             "put_blob": self.put_blob,
             "arms": self.arms,
             "metrics": self.metrics,
+            "live": self.live,
             "snapshots": partial(restore.snapshots, self),
             "restore": partial(restore.restore, self),
         }

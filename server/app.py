@@ -15,12 +15,12 @@ from starlette.responses import HTMLResponse, Response
 from server import errors, pages
 from server.engine import Engine
 from server.openapi import document
-from server.routes import feedback, graph, health, items, policies, recommend, snapshots
+from server.routes import feedback, graph, health, items, live, policies, recommend, snapshots
 from server.routes.common import Counted, Service, problem_response
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-ROUTERS = (recommend, feedback, policies, graph, items, snapshots, health)
+ROUTERS = (recommend, feedback, policies, graph, items, snapshots, health, live)
 TITLES = {404: "Not found", 405: "Method not allowed"}
 
 
@@ -77,12 +77,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> App:
 
 
 def _add_pages(app: App) -> None:
-    home = pages.home()
     docs: list[str] = []
-
-    @app.get("/", include_in_schema=False)
-    async def home_page() -> Response:
-        return HTMLResponse(home)
 
     @app.get("/docs", include_in_schema=False)
     async def docs_page() -> Response:

@@ -33,6 +33,7 @@ from typing import Protocol
 import msgspec
 
 from bandits.graph import Graph
+from server.live_figures import Live
 from server.schemas import (
     Arms,
     Decision,
@@ -133,6 +134,10 @@ class Engine(Protocol):
 
     def status(self) -> Status:
         """For /readyz; reads memory only."""
+        ...
+
+    async def live(self, policy: str, segment: str) -> Live:
+        """What the live page shows, from the agent; its `policy` is None where there is none of that name."""
         ...
 
     async def metrics(self) -> bytes:

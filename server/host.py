@@ -20,6 +20,7 @@ from server.engine import ControlResult, PolicyInfo
 from server.errors import Problem
 from server.feedback import NOT_YET
 from server.intake import Intake, Taken
+from server.live_figures import Live
 from server.outbox import Outbox
 from server.recommender import Recommender
 from server.schemas import (
@@ -45,6 +46,7 @@ from server.shared import (
     NO_ROOM,
     PID,
     SEEN,
+    SILENT_MS,
     STORE,
     HostFile,
     RunFolder,
@@ -55,12 +57,12 @@ from streaming.control import ControlRecord, to_json
 from streaming.log import Clock, wall_clock
 
 TICK_S = 0.02
-SILENT_MS = 3_000  # without a sign of life for so long, a process is said to be away
 STALE_MS = 5_000
 NOT_YET_S = 1.0
 Told = Callable[[Verdict | Exception], None]
 log = logging.getLogger(__name__)
 _ARMS = msgspec.msgpack.Decoder(Arms)
+_LIVE = msgspec.msgpack.Decoder(Live)
 _SNAPSHOTS = msgspec.msgpack.Decoder(list[SnapshotAnswer])
 _RESULT = msgspec.msgpack.Decoder(ControlResult)
 _TEXT = msgspec.msgpack.Decoder(str)
@@ -304,6 +306,10 @@ class HostEngine:
                 "before, or not yet."
             )
         return found
+
+    async def live(self, policy: str, segment: str) -> Live:
+        """See `Engine.live`."""
+        return _LIVE.decode(await self.channel.call("live", policy, segment))
 
     async def metrics(self) -> bytes:
         """See `Engine.metrics`."""

@@ -34,6 +34,20 @@ def arms_page(replica: Replica, name: str, segment: str, limit: int, offset: int
     return _arms(policy, bank, segment, limit, offset, now_ms)
 
 
+def top_arms(replica: Replica, policy: Policy, segment: str, n: int, now_ms: int) -> tuple[list[Arm], int]:
+    """(the n arms with the most plays, how many there are); none where the policy or the segment has none yet."""
+    try:
+        if not policy.spec.is_diag:
+            page = arms_page(replica, policy.name, segment, len(policy.items), 0, now_ms)
+            return sorted(page.arms, key=lambda arm: -arm.plays)[:n], page.total
+        table = _diag_table(replica, policy)
+    except errors.Problem:
+        return [], 0
+    totals = _totals(replica, policy)
+    top = np.argsort(-totals[:, 0], kind="stable")[:n]
+    return _diag_arms(table, totals, top), len(table.ids)
+
+
 def _arms(policy: Policy, bank: NDArray[np.float64], segment: str, limit: int, offset: int, now_ms: int) -> Arms:
     kind = policy.spec.arm_policy()
     active = np.array([not item.removed for item in policy.items])
@@ -54,25 +68,39 @@ def _arms(policy: Policy, bank: NDArray[np.float64], segment: str, limit: int, o
 
 
 def _diag(replica: Replica, policy: Policy, segment: str, limit: int, offset: int) -> Arms:
-    """Means over all edges of an item, as if the user stood in all its clusters with equal weights summing to 1."""
+    table = _diag_table(replica, policy)
+    n = len(table.ids)
+    which = np.arange(offset, min(n, offset + limit))
+    return Arms(policy.name, segment, n, _diag_arms(table, _totals(replica, policy), which))
+
+
+def _diag_table(replica: Replica, policy: Policy) -> DiagTable:
     table = replica.tables.get(policy.number)
     if not isinstance(table, DiagTable):
         raise errors.no_graph(policy.name)
-    items, pairs = table.arrays["items"], table.arrays["pairs"].astype(np.float64)
-    n = len(table.ids)
-    edges = np.maximum(np.bincount(items, minlength=n), 1)
-    means = np.bincount(items, pairs[:, 0], n) / edges
-    widths = np.sqrt(np.bincount(items, np.abs(pairs[:, 1]), n)) / edges
-    totals = sum(shard.state[f"items/{policy.number}"] for shard in replica.shards)
-    assert isinstance(totals, np.ndarray)
-    arms = [
-        Arm(
-            table.ids[i], float(means[i]), float(widths[i]), None,
-            float(totals[i, 0]), float(totals[i, 1]), bool(table.arrays["paused"][i]),
-        )
-        for i in range(offset, min(n, offset + limit))
-    ]  # fmt: skip
-    return Arms(policy.name, segment, n, arms)
+    return table
+
+
+def _totals(replica: Replica, policy: Policy) -> NDArray[np.float64]:
+    """(plays, sum of rewards) by item, f64[n, 2]."""
+    return np.sum([shard.state[f"items/{policy.number}"] for shard in replica.shards], axis=0)
+
+
+def _diag_arms(table: DiagTable, totals: NDArray[np.float64], which: NDArray[np.int64]) -> list[Arm]:
+    """Means over all edges of an item, as if the user stood in all its clusters with equal weights summing to 1."""
+    place = np.full(len(table.ids), -1, np.int64)
+    place[which] = np.arange(len(which))
+    at = place[table.arrays["items"]]
+    mine = np.flatnonzero(at >= 0)
+    at, pairs, n = at[mine], table.arrays["pairs"][mine].astype(np.float64), len(which)
+    edges = np.maximum(np.bincount(at, minlength=n), 1)
+    means = np.bincount(at, pairs[:, 0], n) / edges
+    widths = np.sqrt(np.bincount(at, np.abs(pairs[:, 1]), n)) / edges
+    paused = table.arrays["paused"]
+    return [
+        Arm(table.ids[i], float(mean), float(width), None, float(totals[i, 0]), float(totals[i, 1]), bool(paused[i]))
+        for i, mean, width in zip(which.tolist(), means, widths, strict=True)
+    ]
 
 
 def _number(value: float) -> float | None:

@@ -27,7 +27,6 @@ from server.replica import Replica
 from server.shared import HostFile
 from streaming.token import MODES
 
-SILENT_MS = 3_000
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -135,7 +134,7 @@ class _Scrape(Collector):
         for process, place in places.items():
             restarts.add_metric((process,), self._host[place])
         yield restarts
-        live = sum(1 for row in self._rows if row[shared.PID] and self._now_ms - row[shared.BEAT] < SILENT_MS)
+        live = sum(1 for row in self._rows if row[shared.PID] and self._now_ms - row[shared.BEAT] < shared.SILENT_MS)
         yield family("croupier_workers", live)
         up = family("croupier_up")
         parts = {
@@ -144,7 +143,7 @@ class _Scrape(Collector):
             "agent": True,
         }
         if not self._host[shared.APART]:
-            parts["learner"] = self._now_ms - self._host[shared.LEARNER_BEAT] < SILENT_MS
+            parts["learner"] = self._now_ms - self._host[shared.LEARNER_BEAT] < shared.SILENT_MS
         for part, there in parts.items():
             up.add_metric((part,), int(there))
         yield up

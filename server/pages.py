@@ -34,18 +34,6 @@ def page(title: str, body: str, script: str = "") -> str:
     )
 
 
-def home() -> str:
-    """The page at /."""
-    return page(
-        "croupier",
-        "<h1>croupier</h1><p>A real-time bandit recommendation server.</p><ul>"
-        '<li><a href="/docs">How to talk to it</a>: every endpoint, with examples to send from the page</li>'
-        '<li><a href="/v1/policies">Policies</a> (JSON)</li><li><a href="/readyz">Can this worker recommend?</a></li>'
-        '<li><a href="/metrics">Metrics</a> (Prometheus)</li>'
-        '<li><a href="/openapi.json">OpenAPI document</a></li></ul>',
-    )
-
-
 def docs(document: dict[str, Any]) -> str:
     """The page at /docs: every operation of an OpenAPI document, with its example ready to be sent."""
     parts = [f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>"]

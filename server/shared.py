@@ -84,6 +84,8 @@ ROUTES = (
     "/docs",
     "/openapi.json",
     "/",
+    "/static/{name}",
+    "/v1/live",
 )
 OUTCOMES = ("2xx", "4xx", "5xx")
 LATENCY_S = (
@@ -99,6 +101,8 @@ assert VISIBLE + len(VISIBLE_S) + 2 <= APART < LEARNED + len(COUNTED) + len(COMM
 _ROUTE = {name: place for place, name in enumerate(ROUTES)}
 _OUTCOME = {name: place for place, name in enumerate(OUTCOMES)}
 _REASON = {name: place for place, name in enumerate(REASONS)}
+SILENT_MS = 3_000
+"""Without a sign of life for so long, a process is said to be away."""
 MEMORY_MIN = 8 << 20  # with less of it free, the run folder is on disk altogether
 _ALIGN = 64
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)

@@ -10,7 +10,13 @@ from server.metric_table import METRICS, markdown
 @click.command()
 @click.option("--markdown", "as_markdown", is_flag=True, help="As docs/reference/metrics.md has them.")
 def metrics(as_markdown: bool) -> None:
-    """List every metric of servers, learners and routers: what it says, and what to do about it."""
+    """List every metric of servers, learners and routers: what it says, and what to do about it.
+
+    \b
+    Examples
+      croupier metrics
+      croupier metrics --markdown
+    """
     if as_markdown:
         click.echo(markdown(), nl=False)
         return

@@ -178,19 +178,21 @@ class Counted:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 500
+        status, streams_s = 500, None
 
         async def watch(message: Any) -> None:
-            nonlocal status
+            nonlocal status, streams_s
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if (b"content-type", b"text/event-stream; charset=utf-8") in message["headers"]:
+                    streams_s = time.perf_counter() - began  # a stream is answered when it begins
             await send(message)
 
         try:
             await self.app(scope, receive, watch)
         finally:
             template = getattr(scope.get("route"), "path_format", "unknown")
-            self.service.count(template, status, time.perf_counter() - began)
+            self.service.count(template, status, time.perf_counter() - began if streams_s is None else streams_s)
 
 
 def problem_response(problem: errors.Problem, headers: Mapping[str, str] | None = None) -> Response:
