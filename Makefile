@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet pyproject.toml
 
-.PHONY: demo test serve lint bench faults faults-distributed soak lock clean
+.PHONY: demo test serve lint docs bench faults faults-distributed soak lock clean
 
 demo: $(READY)        ## start a server on a world of its own, send simulated users, watch the click rate (DURATION=30 ends by itself)
 	$(BIN)/croupier demo $(if $(DURATION),--duration $(DURATION))
@@ -24,6 +24,9 @@ lint: $(READY)        ## ruff and mypy, warnings are errors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)        ## the site: build/site/index.html, nothing on it comes from elsewhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(READY)       ## every figure in docs/, measured again: a table, benchmarks/out/report.md and report.png
 	$(BIN)/python -m benchmarks
