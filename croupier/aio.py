@@ -105,7 +105,8 @@ class AsyncClient:
         on_refused: Callable[[Row, Verdict], None] | None = None,
     ) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=request_timeout_s, trust_env=False)
+        # _call's own deadline is the only one: httpx bounds each read and write, not their sum.
+        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=None, trust_env=False)
         self._timeout_s = timeout_s
         self._fallback = fallback
         self._fallbacks = dict(fallbacks or {})
@@ -281,7 +282,7 @@ class AsyncClient:
         try:
             async with asyncio.timeout(within_s):
                 answer = await self._http.request(method, path, content=content, headers={"Content-Type": kind})
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             raise UnavailableError(f"no answer within {within_s:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise UnavailableError(f"{type(error).__name__}: {error}") from None

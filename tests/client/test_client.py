@@ -84,6 +84,7 @@ def test_the_callers_mistake_is_an_error_with_its_field_and_never_a_fallback(ser
             client.feedback("nonsense", "a", float("nan"))
 
 
+@pytest.mark.timeout(90)  # a call without its deadline never ends here
 @pytest.mark.parametrize("fault", ["stall", "refuse", "delay"])
 def test_a_page_gets_its_fallback(proxy: Proxy, fault: str) -> None:
     with Client(f"http://{proxy.address}", timeout_s=LONG_S, fallbacks={"news": ["b", "a"]}, fallback=["z"]) as client:
