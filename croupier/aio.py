@@ -319,7 +319,9 @@ class AsyncClient:
         if decision_id is None:
             self.stats.ignored += 1
             return None
-        return Row(decision_id, item, float(reward), event_id or uuid.uuid4().hex)
+        row = Row(decision_id, item, float(reward), event_id or uuid.uuid4().hex)
+        msgspec.json.encode(row)  # what cannot be written is the caller's to see, not the sender's
+        return row
 
     def _instead(self, query: Query, fallback: Sequence[str] | None, error: CroupierError) -> Decision:
         """The fallback for a query, less what it excludes and what it does not allow."""

@@ -128,6 +128,17 @@ def test_rewards_go_in_bulk_and_the_refused_ones_are_told(server: Server) -> Non
     assert [(row.item, verdict.reason) for row, verdict in told] == [("no such item", "unknown-item")]
 
 
+@pytest.mark.parametrize("item", [object(), "\udc80"])
+def test_what_is_no_text_is_the_callers_to_see(server: Server, item: str) -> None:
+    with client_of(server) as client:
+        decision = client.recommend("news")
+        with pytest.raises((TypeError, ValueError)):
+            client.feedback_later(decision, item, 1)
+        client.feedback_later(decision, decision.items[0].id, 1)
+        assert client.flush()
+        assert (client.stats.sent, client.stats.accepted) == (1, 1)
+
+
 def test_a_call_that_is_too_large_is_halved(tmp_path: Path) -> None:
     with serving(tmp_path / "data", max_batch=4) as server, client_of(server, max_batch=64) as client:
         client.put_policy("news", BANKER)
