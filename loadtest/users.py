@@ -39,10 +39,11 @@ class Habits:
     answer_zeros: bool = False  # also report what was not clicked, as 0 (for policies without a default reward)
     batch: int = 1  # most rewards in one feedback request
     senders: int = 4  # connections that carry feedback
+    exploit_share: float = 0.0  # of decisions: asked with mode exploit, by which only diag-linucb and Thompson learn
     patience_s: float = 30.0  # how long a request is repeated while the server is away
 
     def __post_init__(self) -> None:
-        for name in ("duplicate_share", "late_share"):
+        for name in ("duplicate_share", "late_share", "exploit_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share: from 0 to 1")
         if self.users < 1 or self.senders < 1 or self.batch < 1:
@@ -101,9 +102,10 @@ async def set_up(url: str, world: World, headers: Mapping[str, str] | None = Non
         for path, body, content_type in puts:
             while True:
                 answer = await connection.request("PUT", path, body, content_type=content_type, timeout_s=60)
-                if answer.status not in (429, 503) or time.monotonic() > deadline:
+                # Just started: the log is not there yet, or (404) not every worker shows the policy of the graph.
+                if answer.status not in (404, 429, 503) or time.monotonic() > deadline:
                     break
-                await asyncio.sleep(min(answer.retry_after_s or 0.1, 1.0))  # just started: the log is not there yet
+                await asyncio.sleep(min(answer.retry_after_s or 0.1, 1.0))
             if not 200 <= answer.status < 300:
                 raise SetupRefused(f"PUT {path} answered {answer.status}: {answer.body.decode(errors='replace')}")
         # 202 means that not every worker showed it yet.
@@ -211,7 +213,10 @@ class Crowd:
         async with Connection(self._address, self.headers) as connection:
             while await self._turn():
                 user = int(self._rng.integers(len(self._asks)))
-                answer, _ = await self._insist(connection, "recommend", self._asks[user])
+                ask = self._asks[user]
+                if self.habits.exploit_share and self._rng.random() < self.habits.exploit_share:
+                    ask = ask[:-1] + b',"mode":"exploit"}'
+                answer, _ = await self._insist(connection, "recommend", ask)
                 if answer is not None and answer.status == 200:
                     self._look(user, _DECISION.decode(answer.body))
 

@@ -13,9 +13,10 @@ import math
 import shlex
 import signal
 import time
+import webbrowser
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -35,6 +36,7 @@ from server.launch import ServerProcess, StartFailed
 
 WINDOW_S = 20.0
 HABITS = Habits(users=6, visits_per_s=220.0, duplicate_share=0.02, late_share=0.01, patience_s=10.0)
+EXPLOIT_SHARE = 0.25
 RECENT = 800  # visits in the click rate called "now": some four seconds
 REDRAW_S = 0.5
 LINE_S = 3.0  # between two lines where stdout is no terminal
@@ -44,6 +46,11 @@ LIKED = {
     "morning": [0.02, 0.03, 0.12, 0.02, 0.04, 0.02, 0.03, 0.04],
     "evening": [0.04, 0.13, 0.02, 0.02, 0.02, 0.04, 0.03, 0.02],
 }
+
+
+def habits_of(world: World) -> Habits:
+    """A part of those whom a graph serves gets what it thinks best; a bank learns from its own draws only."""
+    return HABITS if world.graph is None else replace(HABITS, exploit_share=EXPLOIT_SHARE)
 
 
 def make_worlds(seed: int = 0) -> list[World]:
@@ -64,9 +71,11 @@ def run_demo(
     *,
     seed: int = 0,
     console: Console | None = None,
+    page: bool = False,
 ) -> int:
     """The whole demo; blocks until `duration_s` of users' time are over (None: until Ctrl-C). The exit status.
 
+    `page`: also opens the live page in the browser of whoever sits there.
     port 0 takes a free one. 0 when the demo ran, however short; 1, with a sentence, when the server did not start or
     ended on its own.
     """
@@ -75,7 +84,7 @@ def run_demo(
         console.print(f"--duration {duration_s:g}: give the seconds it should last, above 0", style="red")
         return 1
     try:
-        return asyncio.run(_demo(duration_s, host, port, seed, console))
+        return asyncio.run(_demo(duration_s, host, port, seed, console, page))
     except (StartFailed, SetupRefused, Unreachable) as e:
         console.print(f"croupier demo: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -83,7 +92,7 @@ def run_demo(
         return 130  # a second Ctrl-C; the server is stopped all the same
 
 
-async def _demo(duration_s: float | None, host: str, port: int, seed: int, console: Console) -> int:
+async def _demo(duration_s: float | None, host: str, port: int, seed: int, console: Console, page: bool) -> int:
     stop = asyncio.Event()
     with _signals(stop):
         console.print(
@@ -103,6 +112,8 @@ async def _demo(duration_s: float | None, host: str, port: int, seed: int, conso
             for world in worlds:
                 await set_up(server.url, world)
             _invite(console, server.url, worlds[0])
+            if page:
+                webbrowser.open(server.url)
             show = await _simulate(server, worlds, duration_s, seed, stop, console)
             console.print("Stopping the server ...")
             status = server.stop()
@@ -139,7 +150,7 @@ def curl_line(url: str, world: World) -> str:
 
 def _invite(console: Console, url: str, world: World) -> None:
     console.print()
-    for what, text in (("docs", f"{url}/docs"), ("start page", f"{url}/"), ("try", curl_line(url, world))):
+    for what, text in (("watch it", f"{url}/"), ("API", f"{url}/docs"), ("try", curl_line(url, world))):
         # soft_wrap: a line that is broken by us cannot be pasted.
         console.print(f"  {what:<10} {text}", soft_wrap=True, markup=False, highlight=False)
     console.print()
@@ -237,7 +248,7 @@ async def _simulate(
     probe = Probe(server.url, connections=2, poll_s=0.004, window_s=WINDOW_S)
     await probe.set_up()
     before = await server_outcomes(server.url)
-    crowds = [Crowd(server.url, world, HABITS, seed + i) for i, world in enumerate(worlds)]
+    crowds = [Crowd(server.url, world, habits_of(world), seed + i) for i, world in enumerate(worlds)]
     show = Show(crowds, probe, duration_s, before=before)
     runs = [asyncio.create_task(crowd.run(None, drain_s=1.0)) for crowd in crowds]
     watching = asyncio.create_task(probe.run(None, every_s=1.0))

@@ -15,11 +15,11 @@ const OUTCOMES = {
   poison: "not readable",
 };
 const view = { policy: "", segment: "all", policies: [], live: null, samples: [], requests: [], all: false, decision: null };
-let key = sessionStorage.getItem("key") || "";
+let key = sessionStorage.getItem("api_key") || "";
 let stream = null, wait_s = 1;
 
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 0 });
-const percent = (value) => `${(value * 100).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)}%`;
+const percent = (value) => `${(value * 100).toFixed(1).replace(/\.0$/, "")}%`;
 const small = (value) => (value === null ? "–" : Math.abs(value) >= 100 ? number(value) : value.toPrecision(3));
 const rate = (value) => value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
 const ms = (q) => (q === null ? "–" : q < 1 ? `${q.toFixed(2)} ms` : `${q.toFixed(0)} ms`);
@@ -242,17 +242,18 @@ function arms(policy) {
   $("arms-about").textContent = policy.arms.length
     ? `The ${number(shown.length)} items shown most${of}, of ${number(policy.arms_total)}. Mean is the estimated reward; width is how unsure the estimate still is.`
     : "Nothing has been learned yet: ask for a recommendation below.";
-  const body = $("arms");
+  const body = $("arms"), chances = policy.arms.some((arm) => arm.probability !== null); // a graph's items have none
+  $("chance").hidden = !chances;
   body.replaceChildren();
   for (const arm of shown) {
     const row = put(body, "tr");
     put(row, "td", arm.paused ? `${arm.id} (paused)` : arm.id);
     put(row, "td", small(arm.mean), { class: "n" });
     put(row, "td", small(arm.width), { class: "n" });
-    put(row, "td", arm.probability === null ? "–" : percent(arm.probability), { class: "n" });
+    if (chances) put(row, "td", arm.probability === null ? "–" : percent(arm.probability), { class: "n" });
     const plays = put(row, "td", null, { class: "n" });
     put(plays, "meter", null, { min: 0, max: most, value: arm.plays, "aria-hidden": "true" });
-    plays.append(number(arm.plays));
+    put(plays, "b", number(arm.plays));
     put(row, "td", rate(arm.rewards), { class: "n" });
   }
   $("more").hidden = policy.arms.length <= FEW;
@@ -370,7 +371,7 @@ $("segment").addEventListener("change", (event) => { view.segment = event.target
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
   key = $("key").value;
-  sessionStorage.setItem("key", key);
+  sessionStorage.setItem("api_key", key);
   $("key").value = "";
   open();
 });
