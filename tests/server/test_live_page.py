@@ -105,7 +105,7 @@ def test_what_one_tries_is_answered_and_learned(chrome: Chrome, demo: str) -> No
     press(chrome, "#tell button")
     soon(lambda: text(chrome, "#told").startswith("202"))
     assert "accepted" in text(chrome, "#told")
-    chrome.find_element(By.ID, "k").send_keys(Keys.BACKSPACE + "99")
+    chrome.find_element(By.ID, "k").send_keys(Keys.CONTROL + "a" + Keys.NULL + "99")
     press(chrome, "#ask button")
     soon(lambda: text(chrome, "#answer").startswith("422"))
     assert not chrome.find_element(By.ID, "tell").is_displayed()
