@@ -143,6 +143,7 @@ def test_light_dark_and_a_phone_and_a_screenshot_after_30_s(chrome: Chrome, demo
         return bool(chrome.execute_script("return document.documentElement.classList.contains('dark')"))
 
     before = dark()
+    soon(lambda: re.search(r"\d/s", text(chrome, "#health")))
     keep_screenshot(chrome, "live-page-after-30-s")
     resize(chrome, 1280, 1000)
     press(chrome, "#theme")
