@@ -1,10 +1,11 @@
-"""`python -m server.reference`: writes docs/reference/ anew from the code. A test compares."""
+"""`python -m server.reference`: writes the pages anew that are made from the code. A test compares."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
+from server import error_table, metric_table, settings
 from server.cli import cli
 
 WIDTH = 100
@@ -41,5 +42,14 @@ def command_line() -> str:
     return "\n".join(parts)
 
 
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/cli.md": command_line,
+    "docs/reference/errors.md": error_table.markdown,
+    "docs/reference/metrics.md": metric_table.markdown,
+    "docs/settings.md": settings.markdown,
+}
+
+
 if __name__ == "__main__":
-    (Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md").write_text(command_line())
+    for name, text in PAGES.items():
+        (Path(__file__).resolve().parents[1] / name).write_text(text())
