@@ -73,25 +73,27 @@ class RewardBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PolicyAnswer(msgspec.Struct, frozen=True):
     """A policy as this host shows it."""
 
-    name: Annotated[str, Meta(description="Its name.", examples=["headlines"])]
+    name: Annotated[str, Meta(description="Its name.", examples=["films"])]
     number: Annotated[int, Meta(description="Number of the change that made it; never used again.", examples=[3])]
     version: Annotated[int, Meta(description="Number of its last change.", examples=[7])]
     definition: Annotated[
         dict[str, Any],
         Meta(
             description="As PUT takes it, every default filled in; arms are listed by .../arms.",
-            examples=[{"algorithm": "banker", "rule": "reserve", "reward": {"window": "30m", "default": 0.0}}],
+            examples=[{"algorithm": "diag-linucb", "alpha": 1.0, "reward": {"window": "30m", "default": 0.0}}],
         ),
     ]
     items: Annotated[int, Meta(description="Items it has, paused ones included.", examples=[3])]
     paused: Annotated[int, Meta(description="Items that are paused.", examples=[0])]
-    graph: GraphInfo | None = None
+    graph: Annotated[
+        GraphInfo | None, Meta(description="The graph in use; null for K-armed policies and before the first.")
+    ] = None
 
 
 class PolicyList(msgspec.Struct, frozen=True):
     """All policies, by name."""
 
-    policies: list[PolicyAnswer]
+    policies: Annotated[list[PolicyAnswer], Meta(description="The policies.")]
 
 
 def _defaults(algorithm: str) -> dict[str, tuple[Any, Any]]:
@@ -120,7 +122,8 @@ def _struct(algorithm: str) -> type[msgspec.Struct]:
         int, Meta(description="Segments with a bank of their own; further ones share.", examples=[1000])
     ]
     fields.append(("max_segments", segments, 1000))
-    fields.append(("reward", RewardBody, RewardBody()))
+    reward = Annotated[RewardBody, Meta(description="What a reward is; left out: as by default.")]
+    fields.append(("reward", reward, RewardBody()))
     name = "".join(part.capitalize() for part in algorithm.split("-")) + "Policy"
     return msgspec.defstruct(
         name,

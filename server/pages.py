@@ -61,11 +61,16 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         rows.append(f"<tr><td>body</td><td>{_kind(content['schema'])}</td><td>{escape(media)}</td></tr>")
         if "json" in media:
-            body = f"<textarea rows=8>{escape(json.dumps(content.get('example', {}), indent=2))}</textarea>"
+            first = next(iter(content["examples"].values()))["value"]
+            body = f"<textarea rows=8>{escape(json.dumps(first, indent=2))}</textarea>"
     answers = []
     for status, response in operation["responses"].items():
-        kinds = ", ".join(_kind(content["schema"]) for content in response.get("content", {}).values())
-        answers.append(f"<tr><td>{status}</td><td>{kinds}</td><td>{escape(response['description'])}</td></tr>")
+        contents = response["content"].values()
+        kinds = ", ".join(_kind(content["schema"]) for content in contents)
+        names = " ".join(f"`{name}`" for content in contents for name in content.get("examples", {}))
+        answers.append(
+            f"<tr><td>{status}</td><td>{kinds}</td><td>{escape(response['description'])} {_text(names)}</td></tr>"
+        )
     return (
         f'<details><summary><b class="m">{method}</b> <code>{escape(path)}</code> {escape(operation["summary"])}'
         f"</summary><p>{_text(operation['description'])}</p><table>{''.join(rows)}</table>"

@@ -84,7 +84,9 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """What to choose, and for whom."""
 
     policy: PolicyName
-    user: User = ALL
+    user: Annotated[User, Meta(description='Who asks; left out: the segment "all".', examples=[{"segment": "all"}])] = (
+        ALL
+    )
     k: Annotated[
         int, Meta(ge=1, le=K_MAX, description="How many items; not more than the policy has.", examples=[1])
     ] = 1
@@ -143,7 +145,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
         int,
         Meta(description="The policy's version: the number of its last change that this worker knows.", examples=[7]),
     ]
-    items: list[Item]
+    items: Annotated[list[Item], Meta(description="The items, best first.")]
 
 
 class FeedbackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -198,7 +200,18 @@ ACCEPTED = Verdict()
 class FeedbackAnswer(msgspec.Struct, frozen=True):
     """A verdict for each row, in the order they were sent."""
 
-    results: list[Verdict]
+    results: Annotated[
+        list[Verdict],
+        Meta(
+            description="One for each row.",
+            examples=[
+                [
+                    {"status": "accepted"},
+                    {"status": "refused", "reason": "bad-token", "field": "decision_id", "detail": "Not signed here."},
+                ]
+            ],
+        ),
+    ]
 
 
 class GraphInfo(msgspec.Struct, frozen=True):
@@ -251,7 +264,7 @@ class Arms(msgspec.Struct, frozen=True):
     policy: PolicyName
     segment: Annotated[str, Meta(description="Whose bank this is.", examples=["all"])]
     total: Annotated[int, Meta(description="Arms on all pages.", examples=[3])]
-    arms: list[Arm]
+    arms: Annotated[list[Arm], Meta(description="The arms of this page.")]
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -280,7 +293,9 @@ class SnapshotAnswer(msgspec.Struct, frozen=True):
 class ItemPutBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An item to add, or to pause. A diag-linucb item needs an embedding or clusters when it is new."""
 
-    paused: Annotated[bool, Meta(description="A paused item is not shown; its rewards still teach.")] = False
+    paused: Annotated[
+        bool, Meta(description="A paused item is not shown; its rewards still teach.", examples=[False])
+    ] = False
     embedding: (
         Annotated[
             list[float],

@@ -24,6 +24,7 @@ T = TypeVar("T")
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
 JSON = "application/json"
 NPZ = "application/octet-stream"
+AWAY = ("unavailable", "in-doubt")  # of whatever asks the agent
 
 
 class Service:
@@ -105,14 +106,26 @@ def changed(result: ControlResult, status: int = 200) -> Response:
     return answer(Changed(result.number, result.shown), status if result.shown else 202)
 
 
+class Text(msgspec.Struct, frozen=True):
+    """An answer that is plain text, with an example."""
+
+    example: str
+
+
+class Events(msgspec.Struct, frozen=True):
+    """An answer that is a stream of server-sent events, each with an object of this type."""
+
+    of: Any
+
+
 class Doc(msgspec.Struct, frozen=True):
     """What the OpenAPI document says of a route beside its handler's docstring."""
 
     role: str | None
     body: Any
     answers: Mapping[int, Any]
-    problems: tuple[int, ...]
-    example: Any
+    problems: tuple[str, ...]
+    examples: Mapping[str, Any]
     open: bool
 
 
@@ -123,14 +136,15 @@ def route(
     *,
     role: str | None,
     answers: Mapping[int, Any],
-    problems: Iterable[int] = (),
+    problems: Iterable[str] = (),
     body: Any = None,
-    example: Any = None,
+    examples: Mapping[str, Any] | None = None,
     open: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Adds a handler. `role` None with `open` false: any key will do; `open`: no key at all.
 
-    `body` and the values of `answers` are msgspec types, or a media type where they are no JSON.
+    `body` is a msgspec type, several, or `NPZ`; `examples` of it have names. The values of `answers` are msgspec types,
+    `Text` or `Events`. `problems` are names (`server.error_table`): those that its caller and its body do not bring.
     """
 
     async def admit(request: Request) -> None:
@@ -160,7 +174,7 @@ def route(
             dependencies=[] if plain or open else [Depends(admit)],
             responses={422: {}},  # the document's own 422 replaces it (server.openapi)
         )
-        endpoint.doc = Doc(role, body, dict(answers), tuple(problems), example, open)
+        endpoint.doc = Doc(role, body, dict(answers), tuple(problems), examples or {}, open)
         return handler
 
     return add

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server import errors
 from server.bodies import decode
 from server.engine import Engine
-from server.routes.common import JSON, engine_of, read_json_bytes, route, service_of
+from server.routes.common import AWAY, JSON, engine_of, read_json_bytes, route, service_of
 from server.schemas import ACCEPTED, FeedbackAnswer, FeedbackRow, Verdict
 
 router = APIRouter(tags=["feedback"])
@@ -20,7 +20,14 @@ router = APIRouter(tags=["feedback"])
 class Bulk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Several rewards in one call."""
 
-    feedback: Annotated[list[FeedbackRow], Meta(min_length=1, description="Rewards, at most `max_batch` (a setting).")]
+    feedback: Annotated[
+        list[FeedbackRow],
+        Meta(
+            min_length=1,
+            description="Rewards, at most `max_batch` (a setting).",
+            examples=[[{"decision_id": "AQAAAgcAAAB", "item": "b", "reward": 1.0}]],
+        ),
+    ]
 
 
 class _Peek(msgspec.Struct, frozen=True):
@@ -36,11 +43,17 @@ BULK = msgspec.json.Decoder(Bulk)
 PEEK = msgspec.json.Decoder(_Peek)
 RAW = msgspec.json.Decoder(_Raw)
 ONE_ACCEPTED = msgspec.json.encode(FeedbackAnswer([ACCEPTED]))
-EXAMPLE = {"decision_id": "AQAAAgcAAAB", "item": "b", "reward": 1}
+ROW = {"decision_id": "AQAAAgcAAAB", "item": "b", "reward": 1}
+EXAMPLES = {
+    "one": ROW,
+    "with-event-id": {**ROW, "reward": 24.9, "event_id": "order-77"},
+    "many": {"feedback": [ROW, {**ROW, "reward": 0.5}]},
+}
+OWN = ("unknown-policy", "unknown-item", "bad-token", "out-of-range", "missing-event-id", *AWAY)
 
 
-@route(router, "POST", "/v1/feedback", role="feedback", body=(FeedbackRow, Bulk), example=EXAMPLE,
-       answers={202: FeedbackAnswer}, problems=(400, 401, 403, 404, 413, 415, 422, 429, 503))  # fmt: skip
+@route(router, "POST", "/v1/feedback", role="feedback", body=(FeedbackRow, Bulk), examples=EXAMPLES,
+       answers={202: FeedbackAnswer}, problems=OWN)  # fmt: skip
 async def feedback(request: Request) -> Response:
     """Say what the world answered, one reward or many.
 

@@ -15,7 +15,7 @@ from bandits.graph import Graph, GraphError
 from server import errors
 from server.limits import read_body
 from server.routes.common import JSON, NPZ, answer, engine_of, route, service_of
-from server.routes.policies import READ, WRITE
+from server.routes.policies import CHANGE
 from server.schemas import GraphInfo
 from streaming.control import GraphPut
 
@@ -34,7 +34,7 @@ class GraphPutAnswer(msgspec.Struct, frozen=True):
 
 
 @route(router, "PUT", "/v1/policies/{name}/graph", role="admin", body=NPZ, answers={202: GraphPutAnswer},
-       problems=WRITE)  # fmt: skip
+       problems=(*CHANGE, "invalid-field"))  # fmt: skip
 async def put_graph(
     request: Request,
     name: str,
@@ -62,7 +62,8 @@ async def put_graph(
     return answer(GraphPutAnswer(result.number, result.shown, graph.version), 202)
 
 
-@route(router, "GET", "/v1/policies/{name}/graph", role="admin", answers={200: GraphInfo}, problems=(*READ, 409))
+@route(router, "GET", "/v1/policies/{name}/graph", role="admin", answers={200: GraphInfo},
+       problems=("unknown-policy", "no-graph-yet", "conflict"))  # fmt: skip
 async def get_graph(request: Request, name: str) -> Response:
     """Which graph is in use, and its sizes."""
     policy = await engine_of(request).policy(name)

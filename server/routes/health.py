@@ -8,10 +8,15 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.routes.common import answer, engine_of, route
+from server.routes.common import AWAY, Text, answer, engine_of, route
 from server.schemas import Status
 
 router = APIRouter(tags=["operations"])
+EXAMPLE = """\
+# HELP croupier_reward_outcomes_total Rewards by what became of them.
+# TYPE croupier_reward_outcomes_total counter
+croupier_reward_outcomes_total{policy="headlines",outcome="applied"} 77
+"""
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -27,7 +32,7 @@ async def healthz(request: Request) -> Response:
     return answer(Alive())
 
 
-@route(router, "GET", "/readyz", role=None, open=True, answers={200: Status, 503: Status})
+@route(router, "GET", "/readyz", role=None, open=True, answers={200: Status, 503: Status}, problems=("not-ready",))
 async def readyz(request: Request) -> Response:
     """Whether this worker can recommend.
 
@@ -38,7 +43,7 @@ async def readyz(request: Request) -> Response:
     return answer(status, 200 if status.ready else 503)
 
 
-@route(router, "GET", "/metrics", role=None, answers={200: "text/plain"}, problems=(401, 429, 503))
+@route(router, "GET", "/metrics", role=None, answers={200: Text(EXAMPLE)}, problems=AWAY)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics of all processes of this host. Any key will do."""
     body = await engine_of(request).metrics()

@@ -13,8 +13,8 @@ from bandits.graph import Graph, GraphError
 from server import errors
 from server.definitions import item_path_id
 from server.engine import ControlResult, Engine, PolicyInfo
-from server.routes.common import answer, changed, engine_of, read_json, route
-from server.routes.policies import READ, SHOWN, WRITE
+from server.routes.common import AWAY, answer, changed, engine_of, read_json, route
+from server.routes.policies import CHANGE, SHOWN
 from server.schemas import TEXT_MAX, Arms, Changed, ItemInfo, ItemPatchBody, ItemPutBody
 from streaming.control import GraphPut, ItemDelete, ItemPut
 
@@ -22,9 +22,16 @@ router = APIRouter(tags=["items"])
 PUT = msgspec.json.Decoder(ItemPutBody)
 PATCH = msgspec.json.Decoder(ItemPatchBody)
 PATH = "/v1/policies/{name}/items/{id:path}"
+ONE = ("unknown-policy", "unknown-item", "no-graph-yet", "unavailable", "invalid-field")
+NEW = {
+    "arm": {"paused": False},
+    "films-by-clusters": {"clusters": [0, 3]},
+    "films-by-embedding": {"embedding": [0.1, 0.7, -0.2], "paused": True},
+}
 
 
-@route(router, "GET", "/v1/policies/{name}/arms", role="admin", answers={200: Arms}, problems=READ)
+@route(router, "GET", "/v1/policies/{name}/arms", role="admin", answers={200: Arms},
+       problems=("unknown-policy", "unknown-segment", "no-graph-yet", "invalid-field", *AWAY))  # fmt: skip
 async def get_arms(
     request: Request,
     name: str,
@@ -36,14 +43,14 @@ async def get_arms(
     return answer(await engine_of(request).arms(name, segment, limit, offset))
 
 
-@route(router, "GET", PATH, role="admin", answers={200: ItemInfo}, problems=READ)
+@route(router, "GET", PATH, role="admin", answers={200: ItemInfo}, problems=ONE)
 async def get_item(request: Request, name: str, id: str) -> Response:
     """Read an item."""
     return answer(await engine_of(request).item(name, item_path_id(id)))
 
 
 @route(router, "PUT", PATH, role="admin", body=ItemPutBody, answers={200: Changed, 201: Changed, 202: Changed},
-       problems=WRITE, example={"paused": False})  # fmt: skip
+       problems=(*CHANGE, *ONE), examples=NEW)  # fmt: skip
 async def put_item(request: Request, name: str, id: str) -> Response:
     """Add an item, or pause or resume one that is there.
 
@@ -68,8 +75,8 @@ async def put_item(request: Request, name: str, id: str) -> Response:
     return changed(await engine.control(ItemPut(name, id, body.paused)))
 
 
-@route(router, "PATCH", PATH, role="admin", body=ItemPatchBody, answers=SHOWN, problems=WRITE,
-       example={"paused": True})  # fmt: skip
+@route(router, "PATCH", PATH, role="admin", body=ItemPatchBody, answers=SHOWN, problems=(*CHANGE, *ONE),
+       examples={"pause": {"paused": True}, "resume": {"paused": False}})  # fmt: skip
 async def patch_item(request: Request, name: str, id: str) -> Response:
     """Pause or resume an item. A paused item is not shown; rewards for it still teach."""
     engine = engine_of(request)
@@ -78,7 +85,7 @@ async def patch_item(request: Request, name: str, id: str) -> Response:
     return changed(await engine.control(ItemPut(name, id, body.paused)))
 
 
-@route(router, "DELETE", PATH, role="admin", answers=SHOWN, problems=(*READ, 409))
+@route(router, "DELETE", PATH, role="admin", answers=SHOWN, problems=(*CHANGE, *ONE))
 async def delete_item(request: Request, name: str, id: str) -> Response:
     """Remove an item; later rewards for it are counted as gone."""
     engine = engine_of(request)

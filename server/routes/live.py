@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from server import errors
 from server.engine import Engine
 from server.live_figures import Live
-from server.routes.common import engine_of, route
+from server.routes.common import AWAY, Events, engine_of, route
 from server.schemas import TEXT_MAX
 
 router = APIRouter(tags=["operations"])
@@ -69,7 +69,7 @@ class Watch:
             return live
 
 
-@route(router, "GET", "/v1/live", role="admin", answers={200: "text/event-stream"}, problems=(401, 403, 422, 429, 503))
+@route(router, "GET", "/v1/live", role="admin", answers={200: Events(Live)}, problems=("invalid-field", *AWAY))
 async def live(
     request: Request,
     policy: Annotated[str, Query(max_length=TEXT_MAX, description="The policy to look at; none: the first.")] = "",

@@ -18,9 +18,9 @@ from server.definitions import (
     to_spec,
 )
 from server.engine import PolicyInfo
-from server.routes.common import answer, changed, engine_of, read_json, route
+from server.routes.common import AWAY, answer, changed, engine_of, read_json, route
 from server.schemas import Changed
-from streaming.control import ALGORITHMS, PolicyDelete, PolicyPut
+from streaming.control import ALGORITHMS, DIAG_LINUCB, PolicyDelete, PolicyPut
 
 router = APIRouter(tags=["policies"])
 BODY: msgspec.json.Decoder[Any] = msgspec.json.Decoder(PolicyBody)
@@ -31,8 +31,14 @@ EXAMPLE = {
     "arms": ["a", "b", "c"],
     "reward": {"window": "30m", "default": 0, "aggregation": "first"},
 }
-READ = (401, 403, 404, 422, 429, 503)
-WRITE = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
+EXAMPLES = {"banker": EXAMPLE} | {
+    algorithm: {"algorithm": algorithm, "alpha": 1.0, "reward": {"window": "7d", "default": 0}}
+    if algorithm == DIAG_LINUCB
+    else {"algorithm": algorithm, "arms": ["a", "b", "c"], "reward": {"window": "30m", "default": None}}
+    for algorithm in ALGORITHMS
+    if algorithm != "banker"
+}
+CHANGE = ("unknown-policy", "conflict", *AWAY)
 SHOWN = {200: Changed, 202: Changed}
 
 
@@ -42,20 +48,20 @@ def shown(info: PolicyInfo) -> PolicyAnswer:
     )
 
 
-@route(router, "GET", "/v1/policies", role="admin", answers={200: PolicyList}, problems=(401, 403, 429, 503))
+@route(router, "GET", "/v1/policies", role="admin", answers={200: PolicyList})
 async def list_policies(request: Request) -> Response:
     """List all policies."""
     return answer(PolicyList([shown(info) for info in await engine_of(request).policies()]))
 
 
-@route(router, "GET", "/v1/policies/{name}", role="admin", answers={200: PolicyAnswer}, problems=READ)
+@route(router, "GET", "/v1/policies/{name}", role="admin", answers={200: PolicyAnswer}, problems=("unknown-policy",))
 async def get_policy(request: Request, name: str) -> Response:
     """Read a policy: its definition, version, number of items, and the graph in use."""
     return answer(shown(await engine_of(request).policy(name)))
 
 
-@route(router, "PUT", "/v1/policies/{name}", role="admin", body=PolicyBody, example=EXAMPLE,
-       answers={200: Changed, 201: Changed, 202: Changed}, problems=WRITE)  # fmt: skip
+@route(router, "PUT", "/v1/policies/{name}", role="admin", body=PolicyBody, examples=EXAMPLES,
+       answers={200: Changed, 201: Changed, 202: Changed}, problems=("conflict", *AWAY))  # fmt: skip
 async def put_policy(request: Request, name: str) -> Response:
     """Make a policy, or replace its definition.
 
@@ -75,8 +81,8 @@ async def put_policy(request: Request, name: str) -> Response:
     return changed(await engine.control(PolicyPut(name, spec, arms)), 201 if created else 200)
 
 
-@route(router, "PATCH", "/v1/policies/{name}", role="admin", body=dict[str, Any], answers=SHOWN, problems=WRITE,
-       example={"reward": {"window": "1h"}})  # fmt: skip
+@route(router, "PATCH", "/v1/policies/{name}", role="admin", body=dict[str, Any], answers=SHOWN, problems=CHANGE,
+       examples={"window": {"reward": {"window": "1h"}}, "segments": {"max_segments": 500}})  # fmt: skip
 async def patch_policy(request: Request, name: str) -> Response:
     """Change parts of a policy's definition.
 
@@ -90,7 +96,7 @@ async def patch_policy(request: Request, name: str) -> Response:
     return changed(await engine.control(PolicyPut(name, spec, arms), if_version=before.version))
 
 
-@route(router, "DELETE", "/v1/policies/{name}", role="admin", answers=SHOWN, problems=READ)
+@route(router, "DELETE", "/v1/policies/{name}", role="admin", answers=SHOWN, problems=CHANGE)
 async def delete_policy(request: Request, name: str) -> Response:
     """Delete a policy and what it has learned; later rewards for it are counted as gone."""
     engine = engine_of(request)

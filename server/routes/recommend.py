@@ -17,6 +17,14 @@ from server.schemas import Decision, RecommendRequest
 router = APIRouter(tags=["recommend"])
 
 
+DECISION = {
+    "decision_id": "AQAAAgcAAAB",
+    "policy": "headlines",
+    "version": 7,
+    "items": [{"id": "b", "score": 0.1, "propensity": 0.41}],
+}
+
+
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests: Annotated[list[msgspec.Raw], Meta(min_length=1)]
 
@@ -24,19 +32,37 @@ class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BatchBody(msgspec.Struct, frozen=True):
     """Several requests in one; each is checked and answered by itself."""
 
-    requests: Annotated[list[RecommendRequest], Meta(min_length=1, description="At most `max_batch` (a setting).")]
+    requests: Annotated[
+        list[RecommendRequest],
+        Meta(
+            min_length=1,
+            description="At most `max_batch` (a setting).",
+            examples=[[{"policy": "headlines", "user": {"segment": "all"}, "k": 1}]],
+        ),
+    ]
 
 
 class BatchAnswer(msgspec.Struct, frozen=True):
     """A decision or a problem for each request, in their order."""
 
-    results: Annotated[list[dict[str, Any]], Meta(description="Decision or ProblemDetails objects.")]
+    results: Annotated[
+        list[dict[str, Any]],
+        Meta(
+            description="Decision or ProblemDetails objects.",
+            examples=[[DECISION, errors.unknown_policy("films", "requests[1].policy").as_dict()]],
+        ),
+    ]
 
 
 ONE = msgspec.json.Decoder(RecommendRequest)
 MANY = msgspec.json.Decoder(_Batch)
-EXAMPLE = {"policy": "headlines", "user": {"segment": "all"}, "k": 1}
-PROBLEMS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "segment": {"policy": "headlines", "user": {"segment": "all"}, "k": 1},
+    "embedding": {"policy": "films", "user": {"embedding": [0.12, -0.5, 0.33]}, "k": 2, "exclude": ["318"]},
+    "clusters": {"policy": "films", "user": {"clusters": [4, 17], "weights": [0.8, 0.2]}, "k": 2, "mode": "exploit"},
+    "candidates": {"policy": "headlines", "candidates": ["a", "b"]},
+}
+BATCH = {"two": {"requests": [EXAMPLES["segment"], EXAMPLES["embedding"]]}}
 
 
 def recommend_bytes(engine: Engine, body: bytes) -> bytes:
@@ -44,8 +70,8 @@ def recommend_bytes(engine: Engine, body: bytes) -> bytes:
     return msgspec.json.encode(engine.recommend(check_query(decode(ONE, body))))
 
 
-@route(router, "POST", "/v1/recommend", role="recommend", body=RecommendRequest, example=EXAMPLE,
-       answers={200: Decision}, problems=PROBLEMS)  # fmt: skip
+@route(router, "POST", "/v1/recommend", role="recommend", body=RecommendRequest, examples=EXAMPLES,
+       answers={200: Decision}, problems=("unknown-policy", "no-graph-yet", "no-arms-yet", "unavailable"))  # fmt: skip
 async def recommend(request: Request) -> Response:
     """Choose k items for a user.
 
@@ -56,8 +82,8 @@ async def recommend(request: Request) -> Response:
     return Response(recommend_bytes(engine_of(request), body), media_type="application/json")
 
 
-@route(router, "POST", "/v1/recommend/batch", role="recommend", body=BatchBody, example={"requests": [EXAMPLE]},
-       answers={200: BatchAnswer}, problems=(400, 401, 403, 413, 415, 422, 429, 503))  # fmt: skip
+@route(router, "POST", "/v1/recommend/batch", role="recommend", body=BatchBody, examples=BATCH,
+       answers={200: BatchAnswer})  # fmt: skip
 async def recommend_batch(request: Request) -> Response:
     """Choose for several users at once.
 

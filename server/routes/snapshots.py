@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from server import errors
 from server.engine import Engine
-from server.routes.common import answer, changed, engine_of, read_json, route
-from server.routes.policies import READ, SHOWN, WRITE
+from server.routes.common import AWAY, answer, changed, engine_of, read_json, route
+from server.routes.policies import CHANGE, SHOWN
 from server.schemas import Changed, SnapshotAnswer
 from streaming.control import ControlError, SnapshotDrop, SnapshotTake, check_label
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["snapshots"])
 class SnapshotList(msgspec.Struct, frozen=True):
     """All snapshots, by label."""
 
-    snapshots: list[SnapshotAnswer]
+    snapshots: Annotated[list[SnapshotAnswer], Meta(description="Those that are kept.")]
 
 
 class RestoreBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,15 +33,14 @@ class RestoreBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 BODY: msgspec.json.Decoder[Any] = msgspec.json.Decoder(RestoreBody)
 
 
-@route(router, "GET", "/v1/snapshots", role="admin", answers={200: SnapshotList}, problems=(401, 403, 429, 503))
+@route(router, "GET", "/v1/snapshots", role="admin", answers={200: SnapshotList}, problems=AWAY)
 async def list_snapshots(request: Request) -> Response:
     """List the snapshots, and whether each is complete."""
     return answer(SnapshotList(await engine_of(request).snapshots()))
 
 
-@route(
-    router, "PUT", "/v1/snapshots/{label}", role="admin", answers={201: Changed, 202: Changed}, problems=(*READ, 409)
-)
+@route(router, "PUT", "/v1/snapshots/{label}", role="admin", answers={201: Changed, 202: Changed},
+       problems=("conflict", "invalid-field", *AWAY))  # fmt: skip
 async def put_snapshot(request: Request, label: str) -> Response:
     """Keep what all policies have learned by now under a label: 1 to 64 of a-z, 0-9, dot, underscore and hyphen.
 
@@ -52,7 +51,8 @@ async def put_snapshot(request: Request, label: str) -> Response:
     return changed(await engine_of(request).control(SnapshotTake(label)), 201)
 
 
-@route(router, "DELETE", "/v1/snapshots/{label}", role="admin", answers=SHOWN, problems=(*READ, 409))
+@route(router, "DELETE", "/v1/snapshots/{label}", role="admin", answers=SHOWN,
+       problems=("unknown-snapshot", "conflict", "invalid-field", *AWAY))  # fmt: skip
 async def delete_snapshot(request: Request, label: str) -> Response:
     """Forget a snapshot."""
     engine = engine_of(request)
@@ -61,8 +61,8 @@ async def delete_snapshot(request: Request, label: str) -> Response:
     return changed(await engine.control(SnapshotDrop(label)))
 
 
-@route(router, "POST", "/v1/policies/{name}/restore", role="admin", body=RestoreBody, answers=SHOWN, problems=WRITE,
-       example={"label": "before-sale"})  # fmt: skip
+@route(router, "POST", "/v1/policies/{name}/restore", role="admin", body=RestoreBody, answers=SHOWN,
+       problems=("unknown-snapshot", *CHANGE), examples={"label": {"label": "before-sale"}})  # fmt: skip
 async def restore_policy(request: Request, name: str) -> Response:
     """Put what a policy has learned back to a snapshot; its definition, items and graph stay as they are.
 
