@@ -16,7 +16,7 @@ WAIT_S = 4.0  # a full bucket of the rate limit's one request takes this long
 SUMS = {
     "algorithm": "banker",
     "arms": ["a", "b", "c"],
-    "reward": {"window": "1h", "default": 0, "aggregation": "sum"},
+    "reward": {"window": "1h", "default": 0, "aggregation": "sum", "max": 1e10},
 }
 NAMES = ("waits", "bulk", "short", "page")
 
