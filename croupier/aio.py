@@ -36,6 +36,9 @@ from croupier.wire import (
 T = TypeVar("T")
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MOST_S = 5.0
+# Servers take 4 MiB unless told otherwise. One that refuses closes while we still send, and asyncio then often shows a
+# lost connection, not the 413; such a call would be sent again for ever.
+CALL_MOST_BYTES = 1 << 20
 IGNORED = Verdict("ignored", "fallback")
 
 
@@ -262,7 +265,8 @@ class AsyncClient:
     async def put_graph(self, policy: str, graph: bytes, *, keeps_clusters: bool = False) -> Changed:
         """Uploads the bytes of an npz file, as `croupier graph build` writes it."""
         path = f"{_path(policy)}/graph?keeps_clusters={str(keeps_clusters).lower()}"
-        return _decoded(await self._admin("PUT", path, graph), Changed)
+        answer = await self._call("PUT", path, graph, self._request_timeout_s, "application/octet-stream")
+        return _decoded(answer, Changed)
 
     async def arms(self, policy: str, *, segment: str = "all", limit: int = 100, offset: int = 0) -> list[Arm]:
         """A page of arms, in the policy's order."""
@@ -272,13 +276,11 @@ class AsyncClient:
     async def _admin(self, method: str, path: str, body: object = None) -> bytes:
         return await self._call(method, path, body, self._request_timeout_s)
 
-    async def _call(self, method: str, path: str, body: object, within_s: float) -> bytes:
+    async def _call(
+        self, method: str, path: str, body: object, within_s: float, kind: str = "application/json"
+    ) -> bytes:
         """One request in `within_s` altogether: name lookup, connect and every byte of the answer."""
-        content, kind = None, "application/json"
-        if isinstance(body, bytes):
-            content, kind = body, "application/octet-stream"
-        elif body is not None:
-            content = msgspec.json.encode(body)
+        content = body if isinstance(body, bytes) else None if body is None else msgspec.json.encode(body)
         try:
             async with asyncio.timeout(within_s):
                 answer = await self._http.request(method, path, content=content, headers={"Content-Type": kind})
@@ -291,7 +293,11 @@ class AsyncClient:
         raise error_of(answer.status_code, answer.content, answer.headers.get("Retry-After"))
 
     async def _post_rows(self, rows: list[Row]) -> list[Verdict]:
-        body = await self._call("POST", "/v1/feedback", {"feedback": rows}, self._request_timeout_s)
+        content = msgspec.json.encode({"feedback": rows})
+        if len(content) > CALL_MOST_BYTES:
+            detail = f"The call is larger than {CALL_MOST_BYTES:,} bytes."
+            raise ProblemError(413, f"{PROBLEM}body-too-large", detail)
+        body = await self._call("POST", "/v1/feedback", content, self._request_timeout_s)
         verdicts = _decoded(body, _Verdicts).results
         if len(verdicts) != len(rows):
             raise UnavailableError("an answer for another number of rewards")

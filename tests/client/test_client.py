@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bandits.graph import Graph
 from croupier.client import (
     AsyncClient,
     Client,
@@ -103,6 +105,25 @@ def test_a_page_gets_its_fallback(proxy: Proxy, fault: str) -> None:
         assert (client.stats.fallbacks, client.stats.ignored, client.stats.sent) == (4, 2, 0)
         proxy.pass_through()
         assert not client.recommend("news").fallback
+
+
+@pytest.mark.timeout(90)
+async def test_an_async_page_gets_its_fallback_while_others_go_on(server: Server, proxy: Proxy) -> None:
+    proxy.stall()
+    async with (
+        AsyncClient(f"http://{proxy.address}", fallback=["b", "a"]) as stalled,
+        AsyncClient(server.url) as direct,
+    ):
+        late = asyncio.create_task(stalled.recommend("news", exclude=["b"], timeout_s=LONG_S))
+        assert not (await direct.recommend("news", timeout_s=LONG_S)).fallback
+        assert not late.done()
+        found = await asyncio.gather(*(stalled.recommend("news", timeout_s=0.2) for _ in range(20)))
+        assert not late.done()
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+        assert {each.reason for each in found} == {"no answer within 0.2 s"}
+        assert [each.items[0].id for each in found] == ["b"] * 20
+        assert stalled.stats.fallbacks == 20
 
 
 def test_without_a_fallback_it_is_an_error(proxy: Proxy) -> None:
@@ -242,6 +263,27 @@ async def test_async_rewards_while_others_wait(server: Server) -> None:
         assert verdict.status == "accepted"
         assert await client.flush()
         assert client.stats.accepted == 21
+
+
+def test_a_graph_is_uploaded_and_serves(server: Server) -> None:
+    centroids = np.array([[1, 0], [0, 1]], np.float32)
+    graph = Graph(centroids, np.array([0, 2, 4]), np.array([0, 1, 1, 2], np.uint32), ("318", "296", "a/b c"))
+    with client_of(server) as client:
+        client.put_policy("films", {"algorithm": "diag-linucb", "reward": {"window": "1h", "default": 0}})
+        with pytest.raises(ProblemError, match=r"422"):
+            client.put_graph("films", b"PK")
+        uploaded = client.put_graph("films", graph.to_bytes())
+        assert uploaded.graph
+        wait_for(lambda: [arm.id for arm in client.arms("films")] == ["318", "296", "a/b c"])
+        decision = client.recommend("films", user={"embedding": [1.0, 0.0]}, k=2)
+        assert client.feedback(decision, decision.items[0].id, 1).status == "accepted"
+        client.put_item("films", "new", embedding=[0.0, 1.0])
+        wait_for(lambda: "new" in [arm.id for arm in client.arms("films")])
+        client.put_graph("films", graph.to_bytes(), keeps_clusters=True)
+        wait_for(lambda: "new" not in [arm.id for arm in client.arms("films")])
+        wait_for(lambda: sum(arm.rewards for arm in client.arms("films")) > 0)  # what was learned is kept
+        client.delete_policy("films")
+        wait_for(lambda: "films" not in [each.name for each in client.policies()])
 
 
 def test_administration(server: Server) -> None:
