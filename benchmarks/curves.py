@@ -20,7 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bandits.evaluation import evaluate_world
-from bandits.ratings import read_ratings, run_ratings
+from bandits.graph_builder import read_ratings
+from bandits.ratings import run_ratings
 from benchmarks import films, plots
 from benchmarks.learns import progress, say, worlds_of
 
@@ -31,7 +32,7 @@ DELAYS = (0, 1000)
 STEPS = 10  # points of a regret curve, evenly spaced on a logarithmic axis
 OUT = Path(__file__).resolve().parents[1] / "docs" / "assets"
 # Text stays text, and the same run gives the same file.
-SVG = {"svg.fonttype": "none", "svg.hashsalt": "croupier", "font.sans-serif": ["DejaVu Sans"]}
+SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "croupier", "font.sans-serif": ["DejaVu Sans"]}
 
 Line = list[list[float]]  # points [x, mean, least, most]
 Lines = dict[str, Line]
@@ -54,7 +55,7 @@ def regret(world: str, horizon: int, seeds: int) -> dict[int, Lines]:
     results = evaluate_world(world_of, horizon, POLICIES, DELAYS, 0, progress(world), seeds)
     n = len(results[0].curve)
     kept = np.unique(np.geomspace(1, n, STEPS).round().astype(int)) - 1
-    rounds = ((np.arange(1, n + 1) * horizon) // n)[kept]
+    rounds = ((np.arange(1, n + 1) * horizon) // n)[kept].tolist()
     panels: dict[int, Lines] = {delay: {} for delay in DELAYS}
     for delay, lines in panels.items():
         for policy in POLICIES:
@@ -70,7 +71,7 @@ def clicks(ratings: Path, slates: int, seeds: int) -> tuple[Lines, float]:
     for seed in range(seeds):
         results.append(run_ratings(table, FILM_POLICIES, seed, slates))
         say(f"films: {seed + 1} of {seeds} seeds")
-    ends = np.cumsum([len(part) for part in np.array_split(np.arange(slates), 20)])
+    ends = np.cumsum([len(part) for part in np.array_split(np.arange(slates), 20)]).tolist()
     lines = {p: over_seeds(ends, [r["policies"][p]["curve"] for r in results]) for p in FILM_POLICIES}
     return lines, float(np.mean([r["best_click_rate"] for r in results]))
 
