@@ -57,15 +57,19 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
         f"<td>{_text(p.get('description', p['schema'].get('description', '')))}</td></tr>"
         for p in operation.get("parameters", [])
     ]
-    body = ""
+    body, examples = "", []
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         rows.append(f"<tr><td>body</td><td>{_kind(content['schema'])}</td><td>{escape(media)}</td></tr>")
         if "json" in media:
-            first = next(iter(content["examples"].values()))["value"]
-            body = f"<textarea rows=8>{escape(json.dumps(first, indent=2))}</textarea>"
+            first, *others = content["examples"].items()
+            body = f"<textarea rows=8>{_json(first[1]['value'])}</textarea>"
+            examples += [_example(f"Request: {name}", example["value"]) for name, example in others]
+        else:
+            examples.append(_example("Request", operation["requestBody"]["description"]))
     answers = []
     for status, response in operation["responses"].items():
         contents = response["content"].values()
+        examples += [_example(f"Answer {status}", each["example"]) for each in contents if "example" in each]
         kinds = ", ".join(_kind(content["schema"]) for content in contents)
         names = " ".join(f"`{name}`" for content in contents for name in content.get("examples", {}))
         answers.append(
@@ -74,10 +78,19 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     return (
         f'<details><summary><b class="m">{method}</b> <code>{escape(path)}</code> {escape(operation["summary"])}'
         f"</summary><p>{_text(operation['description'])}</p><table>{''.join(rows)}</table>"
-        f"<h4>Answers</h4><table>{''.join(answers)}</table><h4>Try it</h4>"
+        f"<h4>Answers</h4><table>{''.join(answers)}</table>{''.join(examples)}<h4>Try it</h4>"
         f'<p><input class="path" size="60" value="{escape(path)}"> '
         f'<button data-method="{method}" onclick="send(this)">Send</button></p>{body}<pre class="out"></pre></details>'
     )
+
+
+def _example(title: str, value: Any) -> str:
+    text = escape(value) if isinstance(value, str) else _json(value)
+    return f"<details><summary>{escape(title)}</summary><pre>{text}</pre></details>"
+
+
+def _json(value: Any) -> str:
+    return escape(json.dumps(value, indent=2))
 
 
 def _object(schema: dict[str, Any]) -> str:

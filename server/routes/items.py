@@ -22,7 +22,6 @@ router = APIRouter(tags=["items"])
 PUT = msgspec.json.Decoder(ItemPutBody)
 PATCH = msgspec.json.Decoder(ItemPatchBody)
 PATH = "/v1/policies/{name}/items/{id:path}"
-ONE = ("unknown-policy", "unknown-item", "no-graph-yet", "unavailable", "invalid-field")
 NEW = {
     "arm": {"paused": False},
     "films-by-clusters": {"clusters": [0, 3]},
@@ -43,14 +42,15 @@ async def get_arms(
     return answer(await engine_of(request).arms(name, segment, limit, offset))
 
 
-@route(router, "GET", PATH, role="admin", answers={200: ItemInfo}, problems=ONE)
+@route(router, "GET", PATH, role="admin", answers={200: ItemInfo},
+       problems=("unknown-policy", "unknown-item", "invalid-field"))  # fmt: skip
 async def get_item(request: Request, name: str, id: str) -> Response:
     """Read an item."""
     return answer(await engine_of(request).item(name, item_path_id(id)))
 
 
 @route(router, "PUT", PATH, role="admin", body=ItemPutBody, answers={200: Changed, 201: Changed, 202: Changed},
-       problems=(*CHANGE, *ONE), examples=NEW)  # fmt: skip
+       problems=(*CHANGE, "no-graph-yet"), examples=NEW)  # fmt: skip
 async def put_item(request: Request, name: str, id: str) -> Response:
     """Add an item, or pause or resume one that is there.
 
@@ -75,7 +75,7 @@ async def put_item(request: Request, name: str, id: str) -> Response:
     return changed(await engine.control(ItemPut(name, id, body.paused)))
 
 
-@route(router, "PATCH", PATH, role="admin", body=ItemPatchBody, answers=SHOWN, problems=(*CHANGE, *ONE),
+@route(router, "PATCH", PATH, role="admin", body=ItemPatchBody, answers=SHOWN, problems=(*CHANGE, "unknown-item"),
        examples={"pause": {"paused": True}, "resume": {"paused": False}})  # fmt: skip
 async def patch_item(request: Request, name: str, id: str) -> Response:
     """Pause or resume an item. A paused item is not shown; rewards for it still teach."""
@@ -85,7 +85,7 @@ async def patch_item(request: Request, name: str, id: str) -> Response:
     return changed(await engine.control(ItemPut(name, id, body.paused)))
 
 
-@route(router, "DELETE", PATH, role="admin", answers=SHOWN, problems=(*CHANGE, *ONE))
+@route(router, "DELETE", PATH, role="admin", answers=SHOWN, problems=(*CHANGE, "unknown-item", "invalid-field"))
 async def delete_item(request: Request, name: str, id: str) -> Response:
     """Remove an item; later rewards for it are counted as gone."""
     engine = engine_of(request)

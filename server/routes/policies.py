@@ -96,7 +96,8 @@ async def patch_policy(request: Request, name: str) -> Response:
     return changed(await engine.control(PolicyPut(name, spec, arms), if_version=before.version))
 
 
-@route(router, "DELETE", "/v1/policies/{name}", role="admin", answers=SHOWN, problems=CHANGE)
+@route(router, "DELETE", "/v1/policies/{name}", role="admin", answers=SHOWN,
+       problems=("unknown-policy", *AWAY))  # fmt: skip
 async def delete_policy(request: Request, name: str) -> Response:
     """Delete a policy and what it has learned; later rewards for it are counted as gone."""
     engine = engine_of(request)

@@ -1,7 +1,9 @@
 """The OpenAPI document is whole: everything has a description and an example, and the examples are true."""
 
+import json
 import time
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from bandits.graph import Graph
 from server.app import create_app
 from server.error_table import KINDS
 from server.openapi import GRAPH
+from server.pages import docs
 from server.settings import Settings
 from tests.server.conftest import BANKER, FILMS, serving
 
@@ -91,6 +94,19 @@ def test_every_kind_of_error_is_in_the_document() -> None:
     }
     assert set(KINDS) - used == {"not-found", "method-not-allowed"}  # no operation's own; the description has them
     assert all(f"`{name}`" in DOCUMENT["info"]["description"] for name in set(KINDS) - used)
+
+
+def test_the_page_for_people_has_every_example_and_error() -> None:
+    page = docs(DOCUMENT)
+    assert escape(GRAPH) in page
+    for name, which, value in REQUESTS:
+        assert escape(json.dumps(value, indent=2)) in page, f"{name}: {which}"
+    for name, operation in OPERATIONS.items():
+        for status, response in operation["responses"].items():
+            for media, content in response["content"].items():
+                for which, value in examples_of(content).items():
+                    shown = f"<code>{which}</code>" if media == PROBLEM else escape(json.dumps(value, indent=2))
+                    assert shown in page or escape(str(value)) in page, f"{name}, {status}"
 
 
 @pytest.fixture(scope="module")
