@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.graphs import small_graph
 from tests.server.processes import make_policy, serving
 
 ROOT = Path(__file__).resolve().parent
@@ -29,3 +30,4 @@ def _names(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) ->
     examples = getattr(getattr(request.node, "dtest", None), "examples", [])
     if any("url" in example.source for example in examples):
         doctest_namespace["url"] = request.getfixturevalue("doctest_url")
+        doctest_namespace["graph"] = small_graph().to_bytes()

@@ -7,21 +7,17 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
-from urllib.parse import quote
 
-import httpx
 import msgspec
 
+from croupier.calls import Calls, decoded
 from croupier.sender import Sender
 from croupier.wire import (
     PROBLEM,
-    Arm,
-    Changed,
     CroupierError,
     Decision,
     Item,
     Mode,
-    Policy,
     ProblemBody,
     ProblemError,
     Query,
@@ -50,14 +46,6 @@ class _Verdicts(msgspec.Struct):
     results: list[Verdict]
 
 
-class _Arms(msgspec.Struct):
-    arms: list[Arm]
-
-
-class _Policies(msgspec.Struct):
-    policies: list[Policy]
-
-
 class Options(TypedDict, total=False):
     """What a client may be given; `AsyncClient` says what each is."""
 
@@ -74,7 +62,7 @@ class Options(TypedDict, total=False):
     on_refused: Callable[[Row, Verdict], None] | None
 
 
-class AsyncClient:
+class AsyncClient(Calls):
     """Talks to one croupier server, or to the load balancer before several. Used in one event loop.
 
     `timeout_s` is the whole time that a recommendation may take; then, and when the server is away or overloaded, the
@@ -107,13 +95,10 @@ class AsyncClient:
         queue_wait_s: float = 1.0,
         on_refused: Callable[[Row, Verdict], None] | None = None,
     ) -> None:
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        # _call's own deadline is the only one: httpx bounds each read and write, not their sum.
-        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=None, trust_env=False)
+        super().__init__(base_url, api_key, request_timeout_s)
         self._timeout_s = timeout_s
         self._fallback = fallback
         self._fallbacks = dict(fallbacks or {})
-        self._request_timeout_s = request_timeout_s
         self._retry_for_s = retry_for_s
         self.stats = Stats()
         self._sender = Sender(
@@ -151,7 +136,7 @@ class AsyncClient:
         self.stats.decisions += 1
         try:
             body = await self._call("POST", "/v1/recommend", query, self._timeout_s if timeout_s is None else timeout_s)
-            return _decoded(body, Decision)
+            return decoded(body, Decision)
         except UnavailableError as error:
             return self._instead(query, fallback, error)
 
@@ -163,7 +148,7 @@ class AsyncClient:
         within_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             body = await self._call("POST", "/v1/recommend/batch", {"requests": queries}, within_s)
-            results = _decoded(body, _Batch).results
+            results = decoded(body, _Batch).results
             if len(results) != len(queries):
                 raise UnavailableError("an answer for another number of queries")
         except UnavailableError as error:
@@ -221,84 +206,13 @@ class AsyncClient:
         await self._http.aclose()
         return self.stats.unsent
 
-    async def put_policy(self, name: str, definition: Mapping[str, Any]) -> Changed:
-        """Makes or changes a policy; `definition` is the body that docs/http.md describes."""
-        return _decoded(await self._admin("PUT", _path(name), dict(definition)), Changed)
-
-    async def patch_policy(self, name: str, changes: Mapping[str, Any]) -> Changed:
-        """Changes the members that `changes` has."""
-        return _decoded(await self._admin("PATCH", _path(name), dict(changes)), Changed)
-
-    async def delete_policy(self, name: str) -> Changed:
-        """Removes a policy for good; rewards of its decisions are refused from then on."""
-        return _decoded(await self._admin("DELETE", _path(name)), Changed)
-
-    async def policy(self, name: str) -> Policy:
-        """One policy as the server shows it."""
-        return _decoded(await self._admin("GET", _path(name)), Policy)
-
-    async def policies(self) -> list[Policy]:
-        """All policies."""
-        return _decoded(await self._admin("GET", "/v1/policies"), _Policies).policies
-
-    async def put_item(
-        self,
-        policy: str,
-        item: str,
-        *,
-        paused: bool = False,
-        embedding: Sequence[float] | None = None,
-        clusters: Sequence[int] | None = None,
-    ) -> Changed:
-        """Adds an item; a new one of a diag-linucb policy needs an embedding or clusters."""
-        body = {"paused": paused, "embedding": embedding, "clusters": clusters}
-        return _decoded(await self._admin("PUT", _path(policy, item), body), Changed)
-
-    async def pause_item(self, policy: str, item: str, paused: bool = True) -> Changed:
-        """Stops showing an item, or shows it again; its rewards teach all the while."""
-        return _decoded(await self._admin("PATCH", _path(policy, item), {"paused": paused}), Changed)
-
-    async def delete_item(self, policy: str, item: str) -> Changed:
-        """Removes an item."""
-        return _decoded(await self._admin("DELETE", _path(policy, item)), Changed)
-
-    async def put_graph(self, policy: str, graph: bytes, *, keeps_clusters: bool = False) -> Changed:
-        """Uploads the bytes of an npz file, as `croupier graph build` writes it."""
-        path = f"{_path(policy)}/graph?keeps_clusters={str(keeps_clusters).lower()}"
-        answer = await self._call("PUT", path, graph, self._request_timeout_s, "application/octet-stream")
-        return _decoded(answer, Changed)
-
-    async def arms(self, policy: str, *, segment: str = "all", limit: int = 100, offset: int = 0) -> list[Arm]:
-        """A page of arms, in the policy's order."""
-        path = f"{_path(policy)}/arms?segment={quote(segment, safe='')}&limit={limit}&offset={offset}"
-        return _decoded(await self._admin("GET", path), _Arms).arms
-
-    async def _admin(self, method: str, path: str, body: object = None) -> bytes:
-        return await self._call(method, path, body, self._request_timeout_s)
-
-    async def _call(
-        self, method: str, path: str, body: object, within_s: float, kind: str = "application/json"
-    ) -> bytes:
-        """One request in `within_s` altogether: name lookup, connect and every byte of the answer."""
-        content = body if isinstance(body, bytes) else None if body is None else msgspec.json.encode(body)
-        try:
-            async with asyncio.timeout(within_s):
-                answer = await self._http.request(method, path, content=content, headers={"Content-Type": kind})
-        except TimeoutError:
-            raise UnavailableError(f"no answer within {within_s:g} s") from None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise UnavailableError(f"{type(error).__name__}: {error}") from None
-        if answer.is_success:
-            return answer.content
-        raise error_of(answer.status_code, answer.content, answer.headers.get("Retry-After"))
-
     async def _post_rows(self, rows: list[Row]) -> list[Verdict]:
         content = msgspec.json.encode({"feedback": rows})
         if len(content) > CALL_MOST_BYTES:
             detail = f"The call is larger than {CALL_MOST_BYTES:,} bytes."
             raise ProblemError(413, f"{PROBLEM}body-too-large", detail)
         body = await self._call("POST", "/v1/feedback", content, self._request_timeout_s)
-        verdicts = _decoded(body, _Verdicts).results
+        verdicts = decoded(body, _Verdicts).results
         if len(verdicts) != len(rows):
             raise UnavailableError("an answer for another number of rewards")
         return verdicts
@@ -349,15 +263,3 @@ def backoff_s(attempt: int, retry_after_s: float) -> float:
     True
     """
     return retry_after_s + random.uniform(0, min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(attempt, 16)))
-
-
-def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:  # a page of some proxy
-        raise UnavailableError(f"not an answer of croupier: {error}") from None
-
-
-def _path(policy: str, item: str | None = None) -> str:
-    path = f"/v1/policies/{quote(policy, safe='')}"
-    return path if item is None else f"{path}/items/{quote(item, safe='')}"

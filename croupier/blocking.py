@@ -63,7 +63,13 @@ class Client:
 
     @property
     def stats(self) -> Stats:
-        """Counters of this process."""
+        """Counters of this process.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     decision = client.recommend("headlines")
+        ...     client.stats.decisions
+        1
+        """
         return self._here().client.stats
 
     def recommend(
@@ -112,22 +118,44 @@ class Client:
         return here.run(here.client.recommend_batch(queries, fallback=fallback, timeout_s=timeout_s))
 
     def feedback(self, decision: Decision | str, item: str, reward: float, event_id: str | None = None) -> Verdict:
-        """Sends one reward and returns when it is durable; see `AsyncClient.feedback`."""
+        """Sends one reward and returns when it is durable; see `AsyncClient.feedback`.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     decision = client.recommend("headlines")
+        ...     client.feedback(decision, decision.items[0].id, 1.0, event_id="order-77").status
+        'accepted'
+        """
         here = self._here()
         return here.run(here.client.feedback(decision, item, reward, event_id))
 
     def feedback_later(self, decision: Decision | str, item: str, reward: float, event_id: str | None = None) -> None:
-        """Puts a reward into the queue of the background sender."""
+        """Puts a reward into the queue of the background sender.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     decision = client.recommend("headlines")
+        ...     client.feedback_later(decision, decision.items[0].id, 1.0)
+        ...     client.stats.sent
+        1
+        """
         here = self._here()
         here.run(here.client.feedback_later(decision, item, reward, event_id))
 
     def flush(self, timeout_s: float = 30.0) -> bool:
-        """Waits until every queued reward was answered; False where that took longer."""
+        """Waits until every queued reward was answered; False where that took longer.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     client.flush()
+        True
+        """
         here = self._here()
         return here.run(here.client.flush(timeout_s))
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Flushes and ends; returns how many rewards were left, which are then lost. A second call does nothing."""
+        """Flushes and ends; returns how many rewards were left, which are then lost. A second call does nothing.
+
+        >>> Client(url).close()
+        0
+        """
         if self._closed or self._runner.pid != os.getpid():
             return 0
         self._closed = True
@@ -136,17 +164,34 @@ class Client:
         return left
 
     def put_policy(self, name: str, definition: Mapping[str, Any]) -> Changed:
-        """Makes or changes a policy."""
+        """Makes or changes a policy.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     client.put_policy("made", {"algorithm": "ucb1", "arms": ["x", "y"]}).version > 0
+        True
+        """
         here = self._here()
         return here.run(here.client.put_policy(name, definition))
 
     def patch_policy(self, name: str, changes: Mapping[str, Any]) -> Changed:
-        """Changes the members that `changes` has."""
+        """Changes the members that `changes` has.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     before = client.put_policy("patched", {"algorithm": "ucb1", "arms": ["x", "y"]})
+        ...     client.patch_policy("patched", {"reward": {"window": "2h"}}).version > before.version
+        True
+        """
         here = self._here()
         return here.run(here.client.patch_policy(name, changes))
 
     def delete_policy(self, name: str) -> Changed:
-        """Removes a policy for good."""
+        """Removes a policy for good.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     before = client.put_policy("removed", {"algorithm": "ucb1", "arms": ["x", "y"]})
+        ...     client.delete_policy("removed").version > before.version
+        True
+        """
         here = self._here()
         return here.run(here.client.delete_policy(name))
 
@@ -161,7 +206,12 @@ class Client:
         return here.run(here.client.policy(name))
 
     def policies(self) -> list[Policy]:
-        """All policies."""
+        """All policies.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     "headlines" in [policy.name for policy in client.policies()]
+        True
+        """
         here = self._here()
         return here.run(here.client.policies())
 
@@ -174,22 +224,47 @@ class Client:
         embedding: Sequence[float] | None = None,
         clusters: Sequence[int] | None = None,
     ) -> Changed:
-        """Adds an item, or changes whether it is paused."""
+        """Adds an item, or changes whether it is paused.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     before = client.put_policy("grown", {"algorithm": "ucb1", "arms": ["x", "y"]})
+        ...     client.put_item("grown", "z").version > before.version
+        True
+        """
         here = self._here()
         return here.run(here.client.put_item(policy, item, paused=paused, embedding=embedding, clusters=clusters))
 
     def pause_item(self, policy: str, item: str, paused: bool = True) -> Changed:
-        """Stops showing an item, or shows it again."""
+        """Stops showing an item, or shows it again.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     before = client.put_policy("paused", {"algorithm": "ucb1", "arms": ["x", "y"]})
+        ...     client.pause_item("paused", "x").version > before.version
+        True
+        """
         here = self._here()
         return here.run(here.client.pause_item(policy, item, paused))
 
     def delete_item(self, policy: str, item: str) -> Changed:
-        """Removes an item."""
+        """Removes an item.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     before = client.put_policy("shrunk", {"algorithm": "ucb1", "arms": ["x", "y"]})
+        ...     client.delete_item("shrunk", "x").version > before.version
+        True
+        """
         here = self._here()
         return here.run(here.client.delete_item(policy, item))
 
     def put_graph(self, policy: str, graph: bytes, *, keeps_clusters: bool = False) -> Changed:
-        """Uploads the bytes of an npz file, as `croupier graph build` writes it."""
+        """Uploads the bytes of an npz file, as `croupier graph build` writes it.
+
+        >>> with Client(url, timeout_s=5) as client:
+        ...     before = client.put_policy("films", {"algorithm": "diag-linucb"})
+        ...     uploaded = client.put_graph("films", graph)  # graph = Path("films.npz").read_bytes()
+        ...     uploaded.version > before.version and uploaded.graph is not None
+        True
+        """
         here = self._here()
         return here.run(here.client.put_graph(policy, graph, keeps_clusters=keeps_clusters))
 

@@ -7,10 +7,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from bandits.graph import Graph
 from croupier.client import (
     AsyncClient,
     Client,
@@ -22,6 +20,7 @@ from croupier.client import (
     UnavailableError,
     Verdict,
 )
+from tests.graphs import small_graph
 from tests.parts.proxy import Proxy
 from tests.server.processes import Server, serving, wait_for
 
@@ -266,20 +265,19 @@ async def test_async_rewards_while_others_wait(server: Server) -> None:
 
 
 def test_a_graph_is_uploaded_and_serves(server: Server) -> None:
-    centroids = np.array([[1, 0], [0, 1]], np.float32)
-    graph = Graph(centroids, np.array([0, 2, 4]), np.array([0, 1, 1, 2], np.uint32), ("318", "296", "a/b c"))
+    graph = small_graph().to_bytes()
     with client_of(server) as client:
         client.put_policy("films", {"algorithm": "diag-linucb", "reward": {"window": "1h", "default": 0}})
         with pytest.raises(ProblemError, match=r"422"):
             client.put_graph("films", b"PK")
-        uploaded = client.put_graph("films", graph.to_bytes())
+        uploaded = client.put_graph("films", graph)
         assert uploaded.graph
         wait_for(lambda: [arm.id for arm in client.arms("films")] == ["318", "296", "a/b c"])
         decision = client.recommend("films", user={"embedding": [1.0, 0.0]}, k=2)
         assert client.feedback(decision, decision.items[0].id, 1).status == "accepted"
         client.put_item("films", "new", embedding=[0.0, 1.0])
         wait_for(lambda: "new" in [arm.id for arm in client.arms("films")])
-        client.put_graph("films", graph.to_bytes(), keeps_clusters=True)
+        client.put_graph("films", graph, keeps_clusters=True)
         wait_for(lambda: "new" not in [arm.id for arm in client.arms("films")])
         wait_for(lambda: sum(arm.rewards for arm in client.arms("films")) > 0)  # what was learned is kept
         client.delete_policy("films")
@@ -301,3 +299,10 @@ def test_administration(server: Server) -> None:
             client.put_graph("temporary", b"PK")
         client.delete_policy("temporary")
         wait_for(lambda: "temporary" not in [each.name for each in client.policies()])
+
+
+def test_both_clients_have_the_same_methods_and_each_has_an_example() -> None:
+    """The blocking client's examples run the other one, too: it does all of the work."""
+    public = {name for name in dir(Client) if not name.startswith("_")}
+    assert public - {"stats"} == {name for name in dir(AsyncClient) if not name.startswith("_")}
+    assert [name for name in sorted(public) if ">>>" not in (getattr(Client, name).__doc__ or "")] == []

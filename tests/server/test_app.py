@@ -3,18 +3,12 @@
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 
-from bandits.graph import Graph
 from streaming.control import PolicyPut, PolicySpec
+from tests.graphs import small_graph
 from tests.server.conftest import BANKER, FILMS, TestClient
 from tests.server.memory import MemoryEngine
-
-
-def small_graph() -> Graph:
-    centroids = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
-    return Graph(centroids, np.array([0, 2, 4, 6]), np.array([0, 1, 1, 2, 0, 2], np.uint32), ("318", "296", "a/b c"))
 
 
 @pytest.fixture
