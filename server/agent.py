@@ -239,12 +239,15 @@ class Agent:
                 log.warning("the log was not trimmed: %s", error)
 
     def _count(self) -> None:
-        """Looks at what a scrape shows and would have to wait for."""
+        """Looks at what a scrape and the live page show and would have to wait for; nothing else hangs on it."""
         figures = self._figures
         while not self._stop.is_set():
-            with contextlib.suppress(errors.Problem), self._reading():
-                figures.plays.look(self.replica)
-                self._pulse.look(self._clock())
+            try:
+                with contextlib.suppress(errors.Problem), self._reading():
+                    figures.plays.look(self.replica)
+                    self._pulse.look(self._clock())
+            except Exception:
+                log.exception("figures for metrics and the live page are not taken")
             with contextlib.suppress(OSError):  # a file that was just swapped, a folder that is not there yet
                 figures.shared_bytes = self.folder.used_bytes()
                 usage = shutil.disk_usage(self.folder.disk)

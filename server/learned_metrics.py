@@ -24,10 +24,8 @@ class Learned:
 
     def __init__(self, replica: Replica, plays: Plays, now_ms: int) -> None:
         self._replica, self._plays, self._now_ms = replica, plays, now_ms
-        entries = replica.catalog.entries
-        found = [(entry.name, replica.policy(entry.name)) for entry in entries]
-        self._names = {entry.number: entry.name for entry in entries}
-        self._policies = [(name, policy) for name, policy in found if policy is not None]
+        self._names = {entry.number: entry.name for entry in replica.catalog.entries}
+        self._policies = replica.whole()
 
     def collect(self) -> Iterator[Metric]:
         yield from self._outcomes()

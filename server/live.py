@@ -49,7 +49,7 @@ class Pulse:
         found = self._policies()
         for policy in found:
             self._rings.setdefault(policy.number, deque(maxlen=SAMPLES)).append(self._sample(policy, now_ms))
-        for gone in self._rings.keys() - {policy.number for policy in found}:
+        for gone in self._rings.keys() - {entry.number for entry in self._replica.catalog.entries}:
             del self._rings[gone]
         self._counts.append((time.monotonic(), self._host.visible_counts(), self._latency()))
 
@@ -86,8 +86,7 @@ class Pulse:
         )  # fmt: skip
 
     def _policies(self) -> list[Policy]:
-        found = [self._replica.policy(entry.name) for entry in self._replica.catalog.entries]
-        return [policy for policy in found if policy is not None]
+        return [policy for _, policy in self._replica.whole()]
 
     def _table(self, name: str, shape: tuple[int, int]) -> Floats:
         tables = [shard.state[name] for shard in self._replica.shards if name in shard.state]

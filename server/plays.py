@@ -42,14 +42,13 @@ class Plays:
 
     def look(self, replica: Replica) -> None:
         """Counts what was played since the last look. The replica holds still meanwhile."""
-        found = [replica.policy(entry.name) for entry in replica.catalog.entries]
-        policies = [policy for policy in found if policy is not None]
+        policies = [policy for _, policy in replica.whole()]
         for policy in policies:
             numbers, plays = plays_of(replica, policy)
             if policy.number in self._before:
                 self._add(policy.number, numbers, plays)
             self._before[policy.number] = numbers, plays
-        for gone in self._before.keys() - {policy.number for policy in policies}:
+        for gone in self._before.keys() - {entry.number for entry in replica.catalog.entries}:
             del self._before[gone]
             self._counts.pop(gone, None)
 

@@ -134,12 +134,24 @@ class Replica:
                     table.sweep(self._states, now_ms)
 
     def policy(self, name: str) -> Policy | None:
-        """The policy as all shards have it, and the catalog shows it."""
+        """The policy as the catalog shows it."""
         entry = self._entries.get(name)
         found = self.shards[0].control.policies.get(name)
         if entry is None or found is None or found.number != entry.number or entry.number in self._behind:
             return None
         return found
+
+    def whole(self) -> list[tuple[str, Policy]]:
+        """(name, policy) of those that every shard has in one version now, so that their tables have one shape.
+
+        Between the commits of two shards that bring the same control record they do not; nor while a shard is stopped.
+        """
+        found = [(entry.name, self.policy(entry.name)) for entry in self.catalog.entries]
+        return [(name, policy) for name, policy in found if policy is not None and self._is_whole(policy)]
+
+    def _is_whole(self, policy: Policy) -> bool:
+        each = [shard.control.policies.get(policy.name) for shard in self.shards]
+        return all(one is not None and (one.number, one.version) == (policy.number, policy.version) for one in each)
 
     @property
     def _states(self) -> list[State]:

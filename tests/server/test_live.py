@@ -1,6 +1,7 @@
 """The stream behind the live page, and the page's files."""
 
 import asyncio
+import copy
 import json
 import re
 import threading
@@ -13,8 +14,14 @@ import aiohttp
 import httpx
 import pytest
 
+from server import metrics
+from server.live import Pulse
+from server.plays import Plays
+from server.replica import ShardImage
 from server.routes import live as routes
 from server.routes.live import FILES, FOLDER, PAGE, WATCHERS_MAX, Watch
+from streaming.control import GraphPut, PolicyDelete, PolicyPut, PolicySpec
+from tests.server.host_parts import Host, random_graph
 from tests.server.processes import Server, make_policy, serving, wait_for
 
 BANK = {"algorithm": "thompson-beta", "arms": ["a", "b", "<img src=x>"], "reward": {"window": "1m", "default": 0}}
@@ -175,3 +182,39 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_files_are_there(server: S
         assert not outside.search(text)
     assert {path.name for path in FOLDER.iterdir()} == {"page.html", *FILES}
     assert routes.VERSION.encode() in PAGE
+
+
+def test_shards_of_different_versions_are_looked_at_unharmed(tmp_path: Path) -> None:
+    """A scrape and a look come between the commits of two shards that bring the same change."""
+    host = Host(tmp_path, shards=2)
+    host.follow(PolicyPut("h", PolicySpec("banker"), ["a", "b"]))
+    host.diag("films", random_graph(1))
+    host.reward(host.recommend("h"), "a", 1.0)
+    host.follow()
+    pulse, plays = Pulse(host.host, host.replica), Plays()
+    figures = metrics.Figures(host.log.ends()[:-1], plays=plays)
+
+    def look() -> tuple[Any, bytes]:
+        pulse.look(host.now_ms)
+        plays.look(host.replica)
+        live = pulse.snapshot("h", "all", host.now_ms, figures.ends, (0, 0))
+        return live, metrics.render(host.host, host.replica, figures, host.now_ms)
+
+    before, _ = look()
+    blob = host.store.put_blob(random_graph(1, items=60).to_bytes())
+    for record in (PolicyPut("h", PolicySpec("banker"), ["a", "b", "c"]), GraphPut("films", blob), PolicyDelete("h")):
+        old = host.replica.shards[1]
+        kept = ShardImage()
+        kept.state, kept.control, kept.last, kept.head = copy.deepcopy((old.state, old.control, old.last, old.head))
+        host.follow(record)
+        new, host.replica.shards[1] = host.replica.shards[1], kept
+        live, text = look()
+        name = getattr(record, "policy", getattr(record, "name", ""))
+        assert name not in [line.name for line in live.policies]
+        assert b"croupier_up" in text
+        host.replica.shards[1] = new
+        live, _ = look()
+        assert [line.name for line in live.policies] == (
+            ["films"] if isinstance(record, PolicyDelete) else ["films", "h"]
+        )
+    assert before.policy.outcomes["applied"] == 1
