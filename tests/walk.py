@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -69,7 +70,8 @@ class Walk:
     def kill(self) -> None:
         for bash, pids in self.services:
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended by itself
+                    os.kill(pid, signal.SIGKILL)
             bash.wait(30)
 
     def _placed(self, text: str) -> str:
