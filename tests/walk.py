@@ -15,7 +15,7 @@ from tests.parts.host import free_ports, wait_for
 from tests.server.processes import SERVE
 
 ADDRESS = "http://127.0.0.1:8000"
-SERVICE = re.compile(r"^(?:\.venv/bin/)?croupier (serve|learner|router)\b([^#\n]*).*$", re.MULTILINE)
+SERVICE = re.compile(r"^(?!.*& *$)(?:\.venv/bin/)?croupier (serve|learner|router)\b([^#\n]*).*$", re.MULTILINE)
 SHOWN = re.compile(r"^[^#\n]*\bprint\(.*\) {2,}# (\S.*)$", re.MULTILINE)
 
 
