@@ -26,6 +26,8 @@ HEADLINES = {
 }
 # Pages that go on from where the README's first policy ends.
 BEFORE = {"docs/operations.md", "docs/client.md"}
+# Pages whose blocks keep processes in hand between them: each is run, whole, by a test of its own.
+OWN = {"docs/how-to/kafka-producer.md": "tests/client/test_kafka_page.py"}
 pytestmark = pytest.mark.xdist_group("parts")  # one server for all pages, one Kafka
 ALL = [block for page in PAGES for block in blocks(page)]
 
@@ -97,7 +99,7 @@ def server_data(server: Server) -> Path:
     return Path(str(flag).partition("=")[2])
 
 
-@pytest.mark.parametrize("page", pages_with("kafka"))
+@pytest.mark.parametrize("page", [page for page in pages_with("kafka") if page not in OWN])
 def test_blocks_with_kafka_run(page: str, folder: Path, server: Server, kafka: Any, redis_single: Any) -> None:
     as_new(server, page)
     shop = "docs" + re.sub(r"\W", "", page).lower()
@@ -126,7 +128,12 @@ def decisions_to_answer(walk: Walk, page: str) -> None:
     (walk.folder / "rewards.csv").write_text("".join(f"{decision},{item},1\n" for decision, item in rows))
 
 
-KAFKA_BEFORE = {"docs/router.md": decisions_to_answer, "docs/how-to/kafka-producer.md": decisions_to_answer}
+KAFKA_BEFORE = {"docs/router.md": decisions_to_answer}
+
+
+def test_pages_with_a_test_of_their_own_have_it() -> None:
+    for page, test in OWN.items():
+        assert Path(page).name in (ROOT / test).read_text(), page
 
 
 def test_blocks_of_make_can_be_made() -> None:

@@ -30,3 +30,22 @@ def test_every_file_in_backticks_exists() -> None:
     """But for benchmarks/out/, which `make bench` writes."""
     files = named(rf"`((?:{FOLDERS})/[\w./-]+\.(?:py|md|toml|yml|yaml|json))`")
     assert {pair for pair in files if "/out/" not in pair[1] and not (ROOT / pair[1]).exists()} == set()
+
+
+def test_every_variable_is_a_setting() -> None:
+    """Beside those that only the client commands, or only the tests, read."""
+    from dataclasses import fields
+
+    from server.settings import PREFIX, Settings
+
+    settings = {PREFIX + field.name.upper() for field in fields(Settings)} | {"CROUPIER_CONFIG"}
+    others = {"CROUPIER_URL", "CROUPIER_KEY", "CROUPIER_LONG"}
+    assert {pair for pair in named(r"\b(CROUPIER_[A-Z_]+[A-Z])\b") if pair[1] not in settings | others} == set()
+
+
+def test_every_metric_that_pages_name_is_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    known = set(re.findall(r"^\| `(croupier_[a-z_]+)`", reference, re.MULTILINE))
+    assert len(known) > 20
+    parts = {f"{name}{part}" for name in known for part in ("_bucket", "_sum", "_count")}
+    assert {pair for pair in named(r"`(croupier_[a-z_]+[a-z])[`{]") if pair[1] not in known | parts} == set()

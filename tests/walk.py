@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,7 @@ from tests.parts.host import free_ports, wait_for
 from tests.server.processes import SERVE
 
 ADDRESS = "http://127.0.0.1:8000"
-SERVICE = re.compile(r"^(?:\.venv/bin/)?croupier (serve|learner|router)\b([^#\n]*).*$", re.MULTILINE)
+SERVICE = re.compile(r"^(?!.*& *$)(?:\.venv/bin/)?croupier (serve|learner|router)\b([^#\n]*).*$", re.MULTILINE)
 SHOWN = re.compile(r"^[^#\n]*\bprint\(.*\) {2,}# (\S.*)$", re.MULTILINE)
 
 
@@ -69,7 +70,8 @@ class Walk:
     def kill(self) -> None:
         for bash, pids in self.services:
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended by itself
+                    os.kill(pid, signal.SIGKILL)
             bash.wait(30)
 
     def _placed(self, text: str) -> str:

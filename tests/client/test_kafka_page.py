@@ -6,10 +6,11 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from tests.pages import ROOT, Block
 from tests.parts.host import free_ports
 from tests.parts.kafka import Broker
 from tests.parts.redis import Single
-from tests.test_readme import ROOT, run
+from tests.walk import Walk
 
 PAGE = ROOT / "docs" / "how-to" / "kafka-producer.md"
 BLOCK = re.compile(r"^```(sh|python) kafka\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -20,7 +21,8 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, kafka: Broker, redis_s
     text = PAGE.read_text().replace("h1:9092", kafka.bootstrap).replace("8010", str(port))
     text = text.replace("redis://r1:6379", redis_single.url.rstrip("/"))
     try:
-        said = [run(kind, block, "http://127.0.0.1:8000", tmp_path) for kind, block in BLOCK.findall(text)]
+        walk = Walk(tmp_path, "http://127.0.0.1:8000", tmp_path)
+        said = [walk.run(Block(PAGE.name, 0, kind, "kafka", block)) for kind, block in BLOCK.findall(text)]
     finally:
         if (tmp_path / "pids").exists():
             for pid in (tmp_path / "pids").read_text().split():
