@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.hot import HotProtocol
 from server.settings import Settings
+from tests.server.documented import check_problem
 from tests.server.memory import MemoryEngine
 
 with warnings.catch_warnings():  # it would rather have a successor of httpx, which the server itself does not need
@@ -30,8 +31,9 @@ FILMS = {"algorithm": "diag-linucb", "clusters_per_user": 2, "alpha": 1.0, "rewa
 
 @contextmanager
 def client_of(settings: Settings, engine: MemoryEngine) -> Iterator[TestClient]:
-    """A client that gets a 500 as an answer, as the world would, and not as an exception."""
+    """A client that gets a 500 as an answer, as the world would, no exception; errors must be documented ones."""
     with TestClient(create_app(settings, engine), raise_server_exceptions=False) as client:
+        client.event_hooks = {"response": [check_problem]}
         yield client
 
 

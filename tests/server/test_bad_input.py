@@ -15,6 +15,7 @@ from server.app import create_app
 from server.settings import Settings
 from streaming.place import Place, open_place
 from tests.server.conftest import BANKER, FILMS, TestClient, client_of, serving
+from tests.server.documented import check_problem
 from tests.server.memory import MemoryEngine
 from tests.server.test_app import small_graph
 
@@ -41,6 +42,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return
     data = tmp_path_factory.mktemp("site") / "data"
     with TestClient(create_app(Settings(data=data, flush_ms=1)), raise_server_exceptions=False) as client:
+        client.event_hooks = {"response": [check_problem]}
         yield prepared(client, lambda: (log_ends(data), decisions(client)))
 
 

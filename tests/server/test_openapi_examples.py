@@ -18,8 +18,8 @@ from server.openapi import GRAPH
 from server.pages import docs
 from server.settings import Settings
 from tests.server.conftest import BANKER, FILMS, serving
+from tests.server.documented import DOCUMENT
 
-DOCUMENT = create_app(Settings()).openapi()
 SCHEMAS = DOCUMENT["components"]["schemas"]
 OPERATIONS = {
     f"{method.upper()} {path}": operation
