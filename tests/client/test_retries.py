@@ -115,15 +115,15 @@ def test_a_call_that_is_refused_as_a_whole_is_halved_until_its_row_is_found(tmp_
         for power in range(31):
             client.feedback_later(decision, item, 2.0**power)
             if power == 12:
-                client.feedback_later(decision, "x" * 2_000_000, 1)
+                client.feedback_later(decision, "x" * 5_000_000, 1)
         assert client.flush()
         assert (client.stats.sent, client.stats.accepted, client.stats.refused) == (32, 31, 1)
         with pytest.raises(ProblemError, match="body-too-large"):
-            client.feedback(decision, "x" * 2_000_000, 1)
+            client.feedback(decision, "x" * 5_000_000, 1)
         last = client.recommend("news")
         client.feedback(last, last.items[0].id, 0.5)  # learned after all of them
         wait_for(lambda: sum(arm.rewards for arm in client.arms("news")) % 1 == 0.5)
         assert sum(arm.rewards for arm in client.arms("news")) == 2.0**31 - 0.5
     assert [(len(row.item), verdict.reason) for row, verdict in told] == [
-        (2_000_000, "urn:croupier:problem:body-too-large")
+        (5_000_000, "urn:croupier:problem:body-too-large")
     ]
