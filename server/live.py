@@ -4,7 +4,7 @@
     while somebody looks, once a second  --Pulse.snapshot-->  Live, as JSON (server.routes.live sends it on)
 
 A sample is one row of f64: time_ms, then of each mode the items shown, then of each mode the sum of rewards, then the
-rewards counted. A ring of 300 rows takes 20 KB a policy.
+decisions and the rewards counted. A ring of 300 rows takes 20 KB a policy.
 """
 
 import time
@@ -21,7 +21,7 @@ from server.live_figures import Live, PolicyLine, PolicyView, Quantiles
 from server.replica import Replica
 from server.schemas import Arm
 from server.shared import HostFile
-from streaming.contract import OUTCOMES, SHOWN
+from streaming.contract import COLUMNS, OUTCOMES, SHOWN
 from streaming.control import Policy
 from streaming.token import MODES
 
@@ -29,7 +29,8 @@ SAMPLES = 300
 ARMS_SHOWN = 50
 SEGMENTS_SHOWN = 50
 RECENT_S = 60.0
-_COLUMNS = 2 + 2 * len(MODES)
+_COLUMNS = 3 + 2 * len(MODES)
+_DECISIONS = slice(len(OUTCOMES), len(OUTCOMES) + len(MODES))  # those learned, in a row of outcomes/
 _LOOK_SHARE = 50  # an answer about arms is used for so many times as long as it took to make
 Floats = NDArray[np.float64]
 
@@ -93,15 +94,15 @@ class Pulse:
         return np.sum([np.zeros(shape), *tables], axis=0)
 
     def _outcomes(self, policy: Policy) -> list[int]:
-        shards = [shard.state for shard in self._replica.shards if f"outcomes/{policy.number}" in shard.state]
-        rows = [state[f"outcomes/{policy.number}"][0, : len(OUTCOMES)] for state in shards]
-        return [int(count) for count in np.sum([np.zeros(len(OUTCOMES), np.int64), *rows], axis=0)]
+        """Of rewards and decisions, see `streaming.contract.COLUMNS`."""
+        (row,) = self._table(f"outcomes/{policy.number}", (1, len(COLUMNS)))
+        return [int(count) for count in row]
 
     def _sample(self, policy: Policy, now_ms: int) -> Floats:
         row = np.empty(_COLUMNS)
-        told = self._table(f"shown/{policy.number}", (len(MODES), len(SHOWN)))
-        row[0], row[1 : 1 + len(MODES)], row[1 + len(MODES) : -1] = now_ms, told[:, 0], told[:, 2]
-        row[-1] = sum(self._outcomes(policy))
+        told, counts = self._table(f"shown/{policy.number}", (len(MODES), len(SHOWN))), self._outcomes(policy)
+        row[0], row[1 : 1 + len(MODES)], row[1 + len(MODES) : -2] = now_ms, told[:, 0], told[:, 2]
+        row[-2], row[-1] = sum(counts[_DECISIONS]), sum(counts[: len(OUTCOMES)])
         return row
 
     def _latency(self) -> list[int]:
@@ -115,7 +116,9 @@ class Pulse:
         n = len(table.arrays["numbers"]) if policy.spec.is_diag and table is not None else 0
         items = n if policy.spec.is_diag else sum(not item.removed for item in policy.items)
         shown = self._table(f"shown/{policy.number}", (len(MODES), len(SHOWN)))[:, 0].sum()
-        return PolicyLine(policy.name, policy.spec.algorithm, items, int(shown), sum(self._outcomes(policy)))
+        return PolicyLine(
+            policy.name, policy.spec.algorithm, items, int(shown), sum(self._outcomes(policy)[: len(OUTCOMES)])
+        )
 
     def _view(self, policy: Policy, segment: str, now_ms: int) -> PolicyView:
         spec = policy.spec
@@ -125,9 +128,9 @@ class Pulse:
         arms, total = self._top(policy, segment, now_ms)
         ring = self._rings.get(policy.number, ())
         return PolicyView(
-            policy.name, spec.algorithm, spec.diag().mode if spec.is_diag else None, spec.reward.window_ms / 1000,
+            policy.name, spec.algorithm, own_mode(policy), spec.reward.window_ms / 1000,
             spec.reward.default, dim, n_clusters, segment, segments,
-            dict(zip(OUTCOMES, self._outcomes(policy), strict=True)),
+            dict(zip(OUTCOMES, self._outcomes(policy), strict=False)),
             [row.tolist() for row in (*ring, self._sample(policy, now_ms))], arms, total,
         )  # fmt: skip
 
@@ -150,8 +153,15 @@ class Pulse:
         return arms, total
 
 
+def own_mode(policy: Policy) -> str:
+    """The mode of a request that names none."""
+    if policy.spec.is_diag:
+        return policy.spec.diag().mode
+    return "thompson" if policy.spec.algorithm.startswith("thompson") else "explore"
+
+
 def quantiles(bounds_s: Sequence[float], counts: Sequence[int]) -> Quantiles:
-    """Upper bounds of the buckets that the median and the 99th percentile are in.
+    """Upper bounds of the buckets that the median and the 99th percentile are in; beyond the last one, that one.
 
     >>> quantiles((0.001, 0.01), [3, 1, 0])
     Quantiles(p50=1.0, p99=10.0)
@@ -161,5 +171,5 @@ def quantiles(bounds_s: Sequence[float], counts: Sequence[int]) -> Quantiles:
         return Quantiles(None, None)
     cumulated = np.cumsum(counts)
     found = [int(np.searchsorted(cumulated, share * total)) for share in (0.5, 0.99)]
-    p50, p99 = (bounds_s[at] * 1000 if at < len(bounds_s) else None for at in found)
+    p50, p99 = (bounds_s[min(at, len(bounds_s) - 1)] * 1000 for at in found)
     return Quantiles(p50, p99)

@@ -9,7 +9,7 @@ from server.schemas import Arm
 
 
 class Quantiles(msgspec.Struct, frozen=True):
-    """Upper bounds of the last minute's median and 99th percentile, ms; null where there is none."""
+    """Upper bounds of the last minute's median and 99th percentile, ms; null where nothing happened."""
 
     p50: Annotated[float | None, Meta(description="Median, ms.", examples=[1.0])]
     p99: Annotated[float | None, Meta(description="99th percentile, ms.", examples=[10.0])]
@@ -31,11 +31,8 @@ class PolicyView(msgspec.Struct, frozen=True):
     name: Annotated[str, Meta(description="Its name.", examples=["headlines"])]
     algorithm: Annotated[str, Meta(description="Its algorithm.", examples=["banker"])]
     mode: Annotated[
-        str | None,
-        Meta(
-            description="diag-linucb: the mode of a request that names none; null for K-armed policies, which explore.",
-            examples=[None],
-        ),
+        str,
+        Meta(description="The mode of a request that names none.", examples=["explore"]),
     ]
     window_s: Annotated[float, Meta(description="Rewards count so long after the decision, s.", examples=[1800.0])]
     default: Annotated[float | None, Meta(description="What no answer means; null: nothing.", examples=[0.0])]
@@ -48,8 +45,8 @@ class PolicyView(msgspec.Struct, frozen=True):
         list[list[float]],
         Meta(
             description="One row every 2 s: time in ms since the epoch; items shown in each of `modes`; the sum of "
-            "rewards in each of them; rewards counted. All are totals: subtract two rows.",
-            examples=[[[1763800000000.0, 1100.0, 100.0, 0.0, 110.0, 20.0, 0.0, 130.0]]],
+            "rewards in each of them; decisions and rewards counted. All are totals: subtract two rows.",
+            examples=[[[1763800000000.0, 1100.0, 100.0, 0.0, 110.0, 20.0, 0.0, 400.0, 130.0]]],
         ),
     ]
     arms: Annotated[list[Arm], Meta(description="The 50 arms with the most plays.")]

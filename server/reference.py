@@ -9,6 +9,7 @@ from server import error_table, metric_table, settings
 from server.cli import cli
 
 WIDTH = 100
+HELP = list(cli.context_settings["help_option_names"])
 HEAD = """# The command line
 
 Every command with its help, as `croupier COMMAND --help` prints it. `python -m server.reference` makes this page.
@@ -25,7 +26,14 @@ def commands(
     >>> next(commands())[0]
     'croupier'
     """
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
+    context = click.Context(
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=WIDTH,
+        max_content_width=WIDTH,
+        help_option_names=HELP if parent is None else None,  # below, those of the parent
+    )
     yield context.command_path, command, context
     if isinstance(command, click.Group):
         for below in command.list_commands(context):

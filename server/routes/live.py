@@ -86,12 +86,16 @@ async def live(
     state.watch = watch
     if watch.watchers >= WATCHERS_MAX:
         raise errors.unavailable(f"{WATCHERS_MAX} others look at this worker's live page: close some.")
-    first = await watch.look(engine, policy, segment)
+    watch.watchers += 1
+    try:
+        first = await watch.look(engine, policy, segment)
+    except BaseException:
+        watch.watchers -= 1
+        raise
     if not policy and first.policies:
         policy = first.policies[0].name
 
     async def events() -> AsyncIterator[bytes]:
-        watch.watchers += 1
         sent_ms, until = 0.0, time.monotonic() + STREAM_S
         try:
             while time.monotonic() < until and not engine.status().draining:

@@ -68,14 +68,16 @@ async function open() {
     $("login").hidden = true;
     wait_s = 1;
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
+    let rest = "", told = 0;
     for (;;) {
       const { value, done } = await reader.read();
       if (done) break;
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) take(event);
+      told += events.length;
     }
+    if (!told) throw new Error("it is ending");
     if (mine === stream) setTimeout(open, 50); // the server ends a stream after a minute
   } catch (error) {
     if (mine !== stream || error.name === "AbortError") return;
@@ -188,7 +190,7 @@ function definition(policy) {
 function charts(live, policy) {
   const n = live.modes.length, samples = view.samples;
   const clicks = live.modes.map((mode, m) => ({ name: mode === policy.mode ? `${mode} (this policy's own)` : mode, style: m, points: [] }));
-  const traffic = [{ name: "items shown", style: 0, points: [] }, { name: "rewards", style: 1, points: [] }];
+  const traffic = [{ name: "decisions", style: 0, points: [] }, { name: "rewards", style: 1, points: [] }];
   let start = 0, short = 0;
   samples.forEach((row, i) => {
     while (row[0] - samples[start][0] > SMOOTH_MS) start++;
@@ -201,9 +203,10 @@ function charts(live, policy) {
     });
     const seconds = (row[0] - samples[short][0]) / 1000;
     if (seconds < 1) return;
-    const sum = (r) => r.slice(1, 1 + n).reduce((a, b) => a + b, 0);
-    traffic[0].points.push([row[0], Math.max(0, sum(row) - sum(samples[short])) / seconds]);
-    traffic[1].points.push([row[0], Math.max(0, row[row.length - 1] - samples[short][row.length - 1]) / seconds]);
+    traffic.forEach((line, i) => {
+      const at = row.length - 2 + i;
+      line.points.push([row[0], Math.max(0, row[at] - samples[short][at]) / seconds]);
+    });
   });
   rateChart.draw(clicks.filter((line) => line.points.some((p) => p[1] !== null)));
   trafficChart.draw(traffic);

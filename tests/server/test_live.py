@@ -65,7 +65,7 @@ def test_the_stream_says_what_happened(server: Server) -> None:
         return event["policy"]["history"][-1][1:]
 
     wait_for(lambda: last()[-1] == 6, 10)
-    assert last() == [0, 1, 2, 0.0, 0.5, 1.0, 6]  # shown by mode, sums by mode, rewards; Thompson explores so
+    assert last() == [0, 1, 2, 0.0, 0.5, 1.0, 3, 6]  # shown and sums by mode, decisions, rewards; Thompson explores so
     first, second = events(server.url, 2, policy="news")
     assert first["parts"] == {"log": True, "store": True, "agent": True, "learner": True}
     assert first["workers"] == 1
@@ -73,6 +73,7 @@ def test_the_stream_says_what_happened(server: Server) -> None:
     policy = first["policy"]
     assert policy["outcomes"]["applied"] == policy["outcomes"]["duplicate"] == 3
     assert policy["segments"] == ["all"]
+    assert policy["mode"] == "thompson"
     assert {arm["id"]: arm["plays"] for arm in policy["arms"]} == {each: shown.count(each) for each in BANK["arms"]}
     plays = [arm["plays"] for arm in policy["arms"]]
     assert plays == sorted(plays, reverse=True)
