@@ -42,16 +42,12 @@ from server.shared import (
     AGENT_BEAT,
     AGENT_PID,
     AWAY,
-    BEAT,
     BEHIND_SINCE,
     LOG_TIME,
-    PID,
     SEEN,
-    SILENT_MS,
     STORE,
     THERE,
     HostFile,
-    Row,
     RunFolder,
 )
 from server.tables import room_for
@@ -307,14 +303,10 @@ class Agent:
         deadline = time.monotonic() + SHOWN_WITHIN_S
         while time.monotonic() < deadline:
             applied, generation = self.replica.shown
-            if applied >= number and all(row[SEEN] >= generation for row in self._live_rows()):
+            if applied >= number and all(row[SEEN] >= generation for row in self.host.live_rows(self._clock())):
                 return True
             time.sleep(0.001)
         return False
-
-    def _live_rows(self) -> list[Row]:
-        rows = [self.host.row(worker) for worker in range(self.host.rows)]
-        return [row for row in rows if row[PID] and self._clock() - row[BEAT] < SILENT_MS]
 
     # -------------------------------------------------------------------------------------------------------- calls
 

@@ -65,6 +65,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> App:
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.watch = live.Watch()
     app.add_middleware(Counted, service=service)
     app.add_exception_handler(errors.Problem, _problem)
     app.add_exception_handler(RequestValidationError, _parameters)

@@ -10,11 +10,11 @@ from bandits import banker, banker_classic
 from server.metric_table import buckets, family
 from server.plays import Plays, plays_of
 from server.replica import Replica
-from streaming.contract import DECISIONS, DELAY_S, OUTCOMES
+from streaming.contract import COLUMNS, DELAY_S, OUTCOMES
 from streaming.control import Policy
 from streaming.token import MODES
 
-_LOST = len(OUTCOMES) + DECISIONS.index("decisions_lost")
+_LOST = COLUMNS.index("decisions_lost")
 _BANKS_MAX = 100  # banks of one policy that are looked at for their entropy and rate
 Floats = NDArray[np.float64]
 
@@ -33,16 +33,11 @@ class Learned:
         yield from self._items()
         yield from self._banks()
 
-    def _total(self, name: str, shape: tuple[int, int]) -> Floats:
-        """A table's sum over the shards; zeros where none has it."""
-        tables = [shard.state[name] for shard in self._replica.shards if name in shard.state]
-        return np.sum([np.zeros(shape), *tables], axis=0)
-
     def _outcomes(self) -> Iterator[Metric]:
         outcomes = family("croupier_reward_outcomes_total")
         lost = 0
         for number in (0, *self._names):
-            (counts,) = self._total(f"outcomes/{number}", (1, len(OUTCOMES) + len(DECISIONS)))
+            (counts,) = self._replica.total(f"outcomes/{number}", (1, len(COLUMNS)))
             lost += int(counts[_LOST])
             for outcome, count in zip(OUTCOMES, counts.tolist(), strict=False):
                 outcomes.add_metric((self._names.get(number, "unknown"), outcome), count)
@@ -53,10 +48,12 @@ class Learned:
         told = [family(f"croupier_{name}") for name in ("items_shown_total", "items_answered_total", "reward_sum")]
         delay = family("croupier_reward_delay_seconds")
         for number, name in self._names.items():
-            for mode, row in zip(MODES, self._total(f"shown/{number}", (len(MODES), len(told))).tolist(), strict=True):
+            for mode, row in zip(
+                MODES, self._replica.total(f"shown/{number}", (len(MODES), len(told))).tolist(), strict=True
+            ):
                 for each, value in zip(told, row, strict=True):
                     each.add_metric((name, mode), value)
-            *counts, total_ms = self._total(f"delays/{number}", (1, len(DELAY_S) + 2))[0].tolist()
+            *counts, total_ms = self._replica.total(f"delays/{number}", (1, len(DELAY_S) + 2))[0].tolist()
             delay.add_metric((name,), buckets(DELAY_S, map(int, counts)), total_ms / 1000)
         yield from (*told, delay)
         kept = family("croupier_answers_kept")

@@ -4,7 +4,7 @@
     while somebody looks, once a second  --Pulse.snapshot-->  Live, as JSON (server.routes.live sends it on)
 
 A sample is one row of f64: time_ms, then of each mode the items shown, then of each mode the sum of rewards, then the
-decisions and the rewards counted. A ring of 300 rows takes 20 KB a policy.
+decisions and the rewards counted. A ring of 300 rows takes 55 KB a policy.
 """
 
 import time
@@ -60,13 +60,6 @@ class Pulse:
         policies = self._policies()
         rows = [host.row(worker) for worker in range(host.rows)]
         since = host[shared.BEHIND_SINCE]
-        parts = {
-            "log": host[shared.LOG] != shared.AWAY,
-            "store": host[shared.STORE] != shared.AWAY,
-            "agent": True,
-        }
-        if not host[shared.APART]:
-            parts["learner"] = now_ms - host[shared.LEARNER_BEAT] < shared.SILENT_MS
         before = next((each for each in self._counts if each[0] >= time.monotonic() - RECENT_S), None)
         visible, latency = host.visible_counts(), self._latency()
         if before is not None:
@@ -74,8 +67,8 @@ class Pulse:
             latency = [now - then for now, then in zip(latency, before[2], strict=True)]
         chosen = next((policy for policy in policies if policy.name == name), None)
         return Live(
-            now_ms, version("croupier"), time.monotonic() - self._began, MODES, parts,
-            sum(1 for row in rows if row[shared.PID] and now_ms - row[shared.BEAT] < shared.SILENT_MS),
+            now_ms, version("croupier"), time.monotonic() - self._began, MODES, host.parts(now_ms),
+            len(host.live_rows(now_ms)),
             sum(host[place] for place in (shared.WORKER_RESTARTS, shared.AGENT_RESTARTS, shared.LEARNER_RESTARTS)),
             len(replica.shards),
             sum(max(0, end - shard.head) for end, shard in zip(ends, replica.shards, strict=True)),
@@ -89,18 +82,14 @@ class Pulse:
     def _policies(self) -> list[Policy]:
         return [policy for _, policy in self._replica.whole()]
 
-    def _table(self, name: str, shape: tuple[int, int]) -> Floats:
-        tables = [shard.state[name] for shard in self._replica.shards if name in shard.state]
-        return np.sum([np.zeros(shape), *tables], axis=0)
-
     def _outcomes(self, policy: Policy) -> list[int]:
         """Of rewards and decisions, see `streaming.contract.COLUMNS`."""
-        (row,) = self._table(f"outcomes/{policy.number}", (1, len(COLUMNS)))
+        (row,) = self._replica.total(f"outcomes/{policy.number}", (1, len(COLUMNS)))
         return [int(count) for count in row]
 
     def _sample(self, policy: Policy, now_ms: int) -> Floats:
         row = np.empty(_COLUMNS)
-        told, counts = self._table(f"shown/{policy.number}", (len(MODES), len(SHOWN))), self._outcomes(policy)
+        told, counts = self._replica.total(f"shown/{policy.number}", (len(MODES), len(SHOWN))), self._outcomes(policy)
         row[0], row[1 : 1 + len(MODES)], row[1 + len(MODES) : -2] = now_ms, told[:, 0], told[:, 2]
         row[-2], row[-1] = sum(counts[_DECISIONS]), sum(counts[: len(OUTCOMES)])
         return row
@@ -115,7 +104,7 @@ class Pulse:
         table = self._replica.tables.get(policy.number)
         n = len(table.arrays["numbers"]) if policy.spec.is_diag and table is not None else 0
         items = n if policy.spec.is_diag else sum(not item.removed for item in policy.items)
-        shown = self._table(f"shown/{policy.number}", (len(MODES), len(SHOWN)))[:, 0].sum()
+        shown = self._replica.total(f"shown/{policy.number}", (len(MODES), len(SHOWN)))[:, 0].sum()
         return PolicyLine(
             policy.name, policy.spec.algorithm, items, int(shown), sum(self._outcomes(policy)[: len(OUTCOMES)])
         )

@@ -110,7 +110,7 @@ SERVER = (
         "Read stderr; `croupier doctor`."),
 )  # fmt: skip
 
-# Also shown by a server whose learner is its own, except the first two and the rebalances.
+# Also shown by a server whose learner is its own, except the first three.
 LEARNER = (
     Described("croupier_learner_up", "gauge", ("part",),
         "1 where log and store are there, 0 while one of the learner's shards waits for it.",

@@ -134,17 +134,9 @@ class _Scrape(Collector):
         for process, place in places.items():
             restarts.add_metric((process,), self._host[place])
         yield restarts
-        live = sum(1 for row in self._rows if row[shared.PID] and self._now_ms - row[shared.BEAT] < shared.SILENT_MS)
-        yield family("croupier_workers", live)
+        yield family("croupier_workers", len(self._host.live_rows(self._now_ms)))
         up = family("croupier_up")
-        parts = {
-            "log": self._host[shared.LOG] != shared.AWAY,
-            "store": self._host[shared.STORE] != shared.AWAY,
-            "agent": True,
-        }
-        if not self._host[shared.APART]:
-            parts["learner"] = self._now_ms - self._host[shared.LEARNER_BEAT] < shared.SILENT_MS
-        for part, there in parts.items():
+        for part, there in self._host.parts(self._now_ms).items():
             up.add_metric((part,), int(there))
         yield up
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from bandits.graph import Graph
 from server import catalog as catalogs
@@ -140,6 +141,11 @@ class Replica:
         if entry is None or found is None or found.number != entry.number or entry.number in self._behind:
             return None
         return found
+
+    def total(self, name: str, shape: tuple[int, int]) -> NDArray[np.float64]:
+        """A table's sum over the shards that have it, f64 of that shape."""
+        tables = [state[name] for state in self._states if name in state]
+        return np.sum([np.zeros(shape), *tables], axis=0)
 
     def whole(self) -> list[tuple[str, Policy]]:
         """(name, policy) of those that every shard has in one version now, so that their tables have one shape.

@@ -56,7 +56,7 @@ LAYOUT = 1
 UNTRIED, THERE, AWAY = range(3)
 APART, NO_ROOM, LEARNED = 40, 41, 42
 COUNTED = ("records", "events", "refused", "loads", "folds", "snapshots", "stopped")
-"""The words from LEARNED on; then a count per bucket of `streaming.learner.COMMIT_S`, one beyond, and the sum, us."""
+"""The words from LEARNED on; then a count per bucket of `streaming.counts.COMMIT_S`, one beyond, and the sum, us."""
 VISIBLE = 16
 VISIBLE_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 HEADER = 64
@@ -349,6 +349,18 @@ class HostFile:
     def row(self, worker: int) -> "Row":
         start = HEADER + worker * ROW
         return Row(self.words[start : start + ROW])
+
+    def live_rows(self, now_ms: int) -> list["Row"]:
+        """Rows of the workers that are alive."""
+        rows = [self.row(worker) for worker in range(self.rows)]
+        return [row for row in rows if row[PID] and now_ms - row[BEAT] < SILENT_MS]
+
+    def parts(self, now_ms: int) -> dict[str, bool]:
+        """Whether log, store, agent, and the learner where it is this host's own, are there. The agent asks."""
+        parts = {"log": self[LOG] != AWAY, "store": self[STORE] != AWAY, "agent": True}
+        if not self[APART]:
+            parts["learner"] = now_ms - self[LEARNER_BEAT] < SILENT_MS
+        return parts
 
     def visible(self, seconds: float, count: int = 1) -> None:
         """Counts commits that became visible this long after the acknowledgement of their oldest record."""

@@ -13,9 +13,9 @@ from server.schemas import Status
 
 router = APIRouter(tags=["operations"])
 EXAMPLE = """\
-# HELP croupier_reward_outcomes_total Rewards by what became of them.
+# HELP croupier_reward_outcomes_total What became of the rewards in the log.
 # TYPE croupier_reward_outcomes_total counter
-croupier_reward_outcomes_total{policy="headlines",outcome="applied"} 77
+croupier_reward_outcomes_total{outcome="applied",policy="headlines"} 77
 """
 
 

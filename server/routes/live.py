@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server import errors
 from server.engine import Engine
@@ -81,9 +82,7 @@ async def live(
     many watch as a worker takes (64).
     """
     engine = engine_of(request)
-    state = request.app.state
-    watch: Watch = getattr(state, "watch", None) or Watch()
-    state.watch = watch
+    watch: Watch = request.app.state.watch
     if watch.watchers >= WATCHERS_MAX:
         raise errors.unavailable(f"{WATCHERS_MAX} others look at this worker's live page: close some.")
     watch.watchers += 1
@@ -94,23 +93,34 @@ async def live(
         raise
     if not policy and first.policies:
         policy = first.policies[0].name
+    return Stream(watch, events(watch, engine, policy, segment))
 
-    async def events() -> AsyncIterator[bytes]:
-        sent_ms, until = 0.0, time.monotonic() + STREAM_S
+
+class Stream(StreamingResponse):
+    """Gives its watcher's place back at its end, also where nobody has read a single event."""
+
+    def __init__(self, watch: Watch, content: AsyncIterator[bytes]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            while time.monotonic() < until and not engine.status().draining:
-                try:
-                    now = await watch.look(engine, policy, segment)
-                except errors.Problem as problem:
-                    yield b"event: problem\ndata: " + problem.body() + b"\n\n"
-                else:
-                    if now.policy is not None:
-                        history = [row for row in now.policy.history if row[0] > sent_ms]
-                        sent_ms = history[-1][0] if history else sent_ms
-                        now = msgspec.structs.replace(now, policy=msgspec.structs.replace(now.policy, history=history))
-                    yield b"data: " + msgspec.json.encode(now) + b"\n\n"
-                await asyncio.sleep(EVERY_S)
+            await super().__call__(scope, receive, send)
         finally:
-            watch.watchers -= 1
+            self._watch.watchers -= 1
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+async def events(watch: Watch, engine: Engine, policy: str, segment: str) -> AsyncIterator[bytes]:
+    sent_ms, until = 0.0, time.monotonic() + STREAM_S
+    while time.monotonic() < until and not engine.status().draining:
+        try:
+            now = await watch.look(engine, policy, segment)
+        except errors.Problem as problem:
+            yield b"event: problem\ndata: " + problem.body() + b"\n\n"
+        else:
+            if now.policy is not None:
+                history = [row for row in now.policy.history if row[0] > sent_ms]
+                sent_ms = history[-1][0] if history else sent_ms
+                now = msgspec.structs.replace(now, policy=msgspec.structs.replace(now.policy, history=history))
+            yield b"data: " + msgspec.json.encode(now) + b"\n\n"
+        await asyncio.sleep(EVERY_S)

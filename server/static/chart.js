@@ -48,6 +48,11 @@ function lineChart(holder, label, format) {
     svg.replaceChildren();
     const values = series.flatMap((s) => s.points.map((p) => p[1])).filter((v) => v !== null);
     const low = Math.min(0, ...values), steps = niceSteps(Math.max(...values, 1e-9) || 1), top = steps[steps.length - 1];
+    if (!values.length) {
+      svg.append(make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "Nothing yet"));
+      svg._time = () => null;
+      return tell(0);
+    }
     const from = all[0] ?? 0, to = all[all.length - 1] ?? 1;
     const x = (t) => LEFT + ((t - from) / Math.max(to - from, 1)) * (width - LEFT - RIGHT);
     const y = (v) => height - BOTTOM - ((v - low) / Math.max(top - low, 1e-12)) * (height - TOP - BOTTOM);

@@ -180,6 +180,7 @@ function policies(live) {
 }
 
 function definition(policy) {
+  if (policy.algorithm === "diag-linucb" && !policy.clusters) return "diag-linucb: ranks the items of a graph, and has none yet.";
   const what = policy.algorithm === "diag-linucb"
     ? `ranks ${number(policy.arms_total)} items for a user's embedding, by what ${number(policy.clusters)} clusters of users liked`
     : `chooses among ${number(policy.arms_total)} items, each segment of users with estimates of its own`;
@@ -240,11 +241,13 @@ function segments(policy) {
 
 function arms(policy) {
   const shown = view.all ? policy.arms : policy.arms.slice(0, FEW);
-  const most = Math.max(...policy.arms.map((arm) => arm.plays), 1);
+  const most = Math.max(...policy.arms.map((arm) => arm.plays), 0);
   const of = policy.segments.length ? ` for users of segment “${policy.segment}”` : "";
   $("arms-about").textContent = policy.arms.length
-    ? `The ${number(shown.length)} items shown most${of}, of ${number(policy.arms_total)}. Mean is the estimated reward; width is how unsure the estimate still is.`
-    : "Nothing has been learned yet: ask for a recommendation below.";
+    ? `${most ? `The ${number(shown.length)} items shown most${of}` : `Nothing was shown yet${of}: the first ${number(shown.length)} items`}, of ${number(policy.arms_total)}. Mean is the estimated reward; width is how unsure the estimate still is.`
+    : policy.clusters
+      ? "Nothing has been learned yet: ask for a recommendation below."
+      : `It has no graph yet, and so no items to choose from: croupier graph build makes one, croupier policy graph ${policy.name} FILE.npz gives it to the policy.`;
   const body = $("arms"), chances = policy.arms.some((arm) => arm.probability !== null); // a graph's items have none
   $("chance").hidden = !chances;
   body.replaceChildren();
@@ -255,7 +258,7 @@ function arms(policy) {
     put(row, "td", small(arm.width), { class: "n" });
     if (chances) put(row, "td", arm.probability === null ? "–" : percent(arm.probability), { class: "n" });
     const plays = put(row, "td", null, { class: "n" });
-    put(plays, "meter", null, { min: 0, max: most, value: arm.plays, "aria-hidden": "true" });
+    put(plays, "meter", null, { min: 0, max: most || 1, value: arm.plays, "aria-hidden": "true" });
     put(plays, "b", number(arm.plays));
     put(row, "td", rate(arm.rewards), { class: "n" });
   }
@@ -283,7 +286,7 @@ function asking(policy) {
     const diag = policy.algorithm === "diag-linucb";
     $("user-label").firstChild.textContent = diag ? "User's clusters, or an embedding as [0.1, …] " : "User's segment ";
     user.value = diag ? "0" : view.segment;
-    for (const option of $("mode").options) option.hidden = option.value === "thompson" && !diag;
+    for (const option of $("mode").options) option.hidden = option.value === "thompson" && !diag && !policy.algorithm.startsWith("thompson");
     $("mode").value = "";
     asked();
   }
@@ -370,7 +373,11 @@ $("theme").addEventListener("click", () => {
   theme(dark);
 });
 $("more").addEventListener("click", () => { view.all = !view.all; if (view.live?.policy) arms(view.live.policy); });
-$("segment").addEventListener("change", (event) => { view.segment = event.target.value; open(); });
+$("segment").addEventListener("change", (event) => {
+  view.segment = $("user").value = event.target.value;
+  asked();
+  open();
+});
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
   key = $("key").value;

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from croupier.client import (
@@ -46,6 +47,11 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 def client_of(server: Server, **options: object) -> Client:
     return Client(server.url, **({"timeout_s": LONG_S} | options))  # type: ignore[typeddict-item]
+
+
+def lineage_of(server: Server, policy: str) -> int:
+    """The upload that began the cluster numbering in use."""
+    return int(httpx.get(f"{server.url}/v1/policies/{policy}/graph").raise_for_status().json()["lineage"])
 
 
 def rewards(client: Client, policy: str) -> float:
@@ -277,8 +283,12 @@ def test_a_graph_is_uploaded_and_serves(server: Server) -> None:
         assert client.feedback(decision, decision.items[0].id, 1).status == "accepted"
         client.put_item("films", "new", embedding=[0.0, 1.0])
         wait_for(lambda: "new" in [arm.id for arm in client.arms("films")])
+        lineage = lineage_of(server, "films")
         client.put_graph("films", graph, keeps_clusters=True)
         wait_for(lambda: "new" not in [arm.id for arm in client.arms("films")])
+        assert lineage_of(server, "films") == lineage
+        client.put_graph("films", graph)
+        wait_for(lambda: lineage_of(server, "films") != lineage)
         wait_for(lambda: sum(arm.rewards for arm in client.arms("films")) > 0)  # what was learned is kept
         client.delete_policy("films")
         wait_for(lambda: "films" not in [each.name for each in client.policies()])

@@ -1,6 +1,7 @@
 """The stream behind the live page, and the page's files."""
 
 import asyncio
+import contextlib
 import copy
 import json
 import re
@@ -13,13 +14,17 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from server import metrics
+from server.app import create_app
 from server.live import Pulse
+from server.local import local_engine
 from server.plays import Plays
 from server.replica import ShardImage
 from server.routes import live as routes
 from server.routes.live import FILES, FOLDER, PAGE, WATCHERS_MAX, Watch
+from server.settings import Settings
 from streaming.control import GraphPut, PolicyDelete, PolicyPut, PolicySpec
 from tests.server.host_parts import Host, random_graph
 from tests.server.processes import Server, make_policy, serving, wait_for
@@ -121,21 +126,43 @@ async def test_so_many_may_watch_and_who_goes_away_is_noticed(server: Server) ->
         again.close()
 
 
-async def test_many_who_watch_the_same_are_one_question() -> None:
-    asked = []
+async def test_who_leaves_before_the_first_event_gives_the_place_back(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "data")
+    async with local_engine(settings) as engine:
+        app = create_app(settings, engine)
+        scope = {
+            "type": "http", "method": "GET", "path": "/v1/live", "raw_path": b"/v1/live", "query_string": b"",
+            "headers": [], "client": ("127.0.0.1", 1), "asgi": {"version": "3.0", "spec_version": "2.4"},
+        }  # fmt: skip
+        begun = []
 
-    class Engine:
-        async def live(self, policy: str, segment: str) -> object:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            begun.append((message["status"], app.state.watch.watchers))
+            raise OSError("the connection is gone")
+
+        with contextlib.suppress(ClientDisconnect):
+            await app(scope, receive, send)
+        assert begun == [(200, 1)]
+        assert app.state.watch.watchers == 0
+
+
+async def test_many_who_watch_the_same_are_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with local_engine(Settings(data=tmp_path / "data")) as engine:
+        asked, real = [], engine.live
+
+        def live(policy: str, segment: str) -> Any:
             asked.append((policy, segment))
-            await asyncio.sleep(0.01)
-            return object()
+            return real(policy, segment)
 
-    watch: Any = Watch()
-    engine: Any = Engine()
-    found = await asyncio.gather(*(watch.look(engine, "p", "all") for _ in range(50)))
-    assert len(set(map(id, found))) == 1
-    await watch.look(engine, "p", "other")
-    assert asked == [("p", "all"), ("p", "other")]
+        monkeypatch.setattr(engine, "live", live)
+        watch = Watch()
+        found = await asyncio.gather(*(watch.look(engine, "p", "all") for _ in range(50)))
+        assert len(set(map(id, found))) == 1
+        await watch.look(engine, "p", "other")
+        assert asked == [("p", "all"), ("p", "other")]
 
 
 def test_only_an_admin_may_look(tmp_path: Path) -> None:
